@@ -1,0 +1,41 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_COMPILE := $(BIN)/uv pip compile pyproject.toml --generate-hashes --no-annotate --no-header -q --python-version 3.11
+
+.PHONY: help
+help: ## Show this help
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(VENV)/.done ## Create .venv with everything locked in requirements/dev.txt
+$(VENV)/.done: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: lock
+lock: setup ## Recompute requirements/*.txt from pyproject.toml
+	$(UV_COMPILE) --all-extras --group dev -o requirements/dev.txt
+	$(UV_COMPILE) --extra operator -o requirements/operator.txt
+	$(UV_COMPILE) --extra sidecar -o requirements/sidecar.txt
+	$(UV_COMPILE) --extra simulator -o requirements/simulator.txt
+
+.PHONY: format
+format: setup ## Format and fix what can be fixed automatically
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: check
+check: setup ## Formatter, linter, layers, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: setup ## Pure tests (seconds)
+	$(BIN)/python -m pytest tests/unit -q
