@@ -39,3 +39,8 @@ check: setup ## Formatter, linter, layers, types
 .PHONY: unit
 unit: setup ## Pure tests (seconds)
 	$(BIN)/python -m pytest tests/unit -q
+
+.PHONY: crd
+crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
+	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
+	@if [ -d charts/trimtab ]; then mkdir -p charts/trimtab/crds && cp crds/llmdeployments.trimtab.dev.yaml charts/trimtab/crds/; fi
