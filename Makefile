@@ -44,3 +44,20 @@ unit: setup ## Pure tests (seconds)
 crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
 	@if [ -d charts/trimtab ]; then mkdir -p charts/trimtab/crds && cp crds/llmdeployments.trimtab.dev.yaml charts/trimtab/crds/; fi
+
+# The three levels run one after the other: the machine that runs them may have two cores.
+.PHONY: test
+test: check ## Everything: checks, then pure, API-server and node tests (installs what it needs)
+	$(BIN)/python -m pytest tests/unit tests/api tests/e2e -q -p no:cacheprovider
+
+.PHONY: api-test
+api-test: setup ## Tests on a real API server (minutes)
+	$(BIN)/python -m pytest tests/api -q
+
+.PHONY: e2e
+e2e: setup ## Tests on a real node with pods (minutes, needs root)
+	$(BIN)/python -m pytest tests/e2e -q
+
+.PHONY: clean
+clean: ## Remove what was built in the checkout
+	rm -rf build dist .venv
