@@ -2,8 +2,8 @@
 
 Who does what:
 
-- The server reads HTTP, finds the tenant's scope, honours request `Cache-Control`, coalesces equal requests, talks to the
-  engine and writes answers. It never looks into a body except through the functions below.
+- The server reads HTTP, finds the tenant's scope, honours request `Cache-Control`, coalesces equal requests, talks to
+  the engine and writes answers. It never looks into a body except through the functions below.
 - `cache/` turns a body into a `Key` (or says why not), checks a finished answer, and keeps entries in tiers.
 - `context/` may rewrite a body so that it fits the model's window.
 
@@ -43,8 +43,8 @@ class Route(StrEnum):
         return self in (Route.CHAT, Route.COMPLETIONS)
 
 
-class BadBody(ValueError):
-    """The body can be no valid request: not JSON, not an object, too deep, not UTF-8, … `str()` is safe to show a client."""
+class BadBodyError(ValueError):
+    """The body can be no valid request: not JSON, no object, too deep, not UTF-8, … `str()` is safe to show a client."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,8 @@ class Key:
     """The identity of an answer.
 
     `digest` (32 bytes) covers key version, secret, scope, identity of the engine, route family, representation (JSON or
-    stream) and the canonical effective body; `partition` (for the semantic tier) covers all of it but the last user message.
+    stream) and the canonical effective body; `partition` (for the semantic tier) covers all of it but the last user
+    message.
     """
 
     digest: bytes
@@ -101,7 +102,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Why a finished answer is not stored: a metric label such as `status`, `incomplete`, `error_event`, `size`, `tool_calls`."""
+    """Why a finished answer is not stored: a metric label such as `status`, `incomplete`, `error_event`, `tool_calls`."""
 
     reason: str
 
@@ -110,7 +111,7 @@ class RequestReader(Protocol):
     """cache/request.py `read_call`: bytes to Call. Pure."""
 
     def __call__(self, route: Route, raw: bytes) -> Call:
-        """Raises BadBody. `/invocations` and `/vertex` keep their route; the reader finds out `stream` and `units`."""
+        """Raises BadBodyError. `/invocations` and `/vertex` keep their route; the reader finds out `stream` and `units`."""
 
 
 class Keyer(Protocol):
@@ -181,7 +182,7 @@ class SemanticTier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ContextDone:
-    """What a policy did: `call` is what goes on; `note` (header `x-trimtab-context`) is None when nothing was changed."""
+    """What a policy did: `call` goes on; `note` (header `x-trimtab-context`) is None when nothing was changed."""
 
     call: Call
     note: str | None = None
