@@ -43,22 +43,15 @@ def parse_quantity(text: str) -> int:
     return int(float(match[1]) * _QUANTITY_UNITS[match[2] or ""])
 
 
-def _positive_duration(text: str) -> str:
-    if parse_duration(text) <= 0:
-        raise ValueError("must be longer than zero")
-    return text
-
-
 def _known_quantity(text: str) -> str:
     parse_quantity(text)
     return text
 
 
-# The pattern goes into the CRD, the validator gives the better message offline.
+# The pattern (longer than zero, with a unit) is what the API server checks.
 Duration = Annotated[
     str,
-    Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$", max_length=32),
-    AfterValidator(_positive_duration),
+    Field(pattern=r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(ms|s|m|h)$", max_length=32),
 ]
 Quantity = Annotated[
     str,

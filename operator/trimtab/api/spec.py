@@ -278,9 +278,9 @@ class Scaling(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "minReplicas",
-            "self.minReplicas <= self.maxReplicas",
-            "'minReplicas ' + string(self.minReplicas) + ' must not exceed maxReplicas ' + string(self.maxReplicas)"
-            " + ': raise maxReplicas or lower minReplicas'",
+            "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+            "'minReplicas %d must not exceed maxReplicas %d: raise maxReplicas or lower minReplicas'"
+            ".format([self.minReplicas, self.maxReplicas])",
             _ordered_replicas,
         ),
     )
@@ -325,8 +325,8 @@ class Context(ApiModel):
         Rule(
             "maxInputTokens",
             "!has(self.maxInputTokens) || !has(self.maxTotalTokens) || self.maxInputTokens < self.maxTotalTokens",
-            "'maxInputTokens ' + string(self.maxInputTokens) + ' must be less than maxTotalTokens '"
-            " + string(self.maxTotalTokens) + ', which counts the answer too'",
+            "'maxInputTokens %d must be less than maxTotalTokens %d, which counts the answer too'"
+            ".format([self.maxInputTokens, self.maxTotalTokens])",
             _ordered_tokens,
         ),
     )
@@ -375,8 +375,8 @@ class TuningLimits(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "minInFlight",
-            "!has(self.maxInFlight) || self.minInFlight <= self.maxInFlight",
-            "'minInFlight ' + string(self.minInFlight) + ' must not exceed maxInFlight ' + string(self.maxInFlight)",
+            "!has(self.minInFlight) || !has(self.maxInFlight) || self.minInFlight <= self.maxInFlight",
+            "'minInFlight %d must not exceed maxInFlight %d'.format([self.minInFlight, self.maxInFlight])",
             _ordered_limits,
         ),
     )

@@ -37,7 +37,7 @@ def test_the_shortest_useful_spec_is_a_model_and_an_objective() -> None:
             {"slo": {"ttft": {"p50": "3s", "p95": "2s"}}}, "spec.slo.ttft.p50", "longer than p95", id="p50 above p95"
         ),
         pytest.param({"slo": {"ttft": {"p95": "fast"}}}, "spec.slo.ttft.p95", "pattern", id="not a duration"),
-        pytest.param({"slo": {"ttft": {"p95": "0s"}}}, "spec.slo.ttft.p95", "longer than zero", id="zero duration"),
+        pytest.param({"slo": {"ttft": {"p95": "0s"}}}, "spec.slo.ttft.p95", "pattern", id="zero duration"),
         pytest.param(
             {"context": {"maxInputTokens": 4096, "maxTotalTokens": 4096}},
             "spec.context.maxInputTokens",
@@ -81,9 +81,12 @@ def test_a_manifest_of_another_kind_is_refused() -> None:
         parse_manifest(["not", "a", "mapping"])
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("250ms", 0.25), ("2s", 2.0), ("1.5m", 90.0), ("1h", 3600.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("250ms", 0.25), ("2s", 2.0), ("0.05s", 0.05), ("1.5m", 90.0), ("1h", 3600.0)]
+)
 def test_durations_are_read_in_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
+    assert parse_spec({**MINIMAL, "slo": {"ttft": {"p99": text}}}).slo.ttft.seconds() == {0.99: pytest.approx(seconds)}
 
 
 @pytest.mark.parametrize(
