@@ -130,11 +130,11 @@ class ModelFacts(Facts):
     size_class: Literal["small", "medium", "large"] | None = None
     """Set on the models among which `model.size` chooses."""
     quality_index: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Published score by which models of one size class are compared (see `quality_source`)."""
+    """Published MMLU score; compared within one size class only (see `quality_source`)."""
     quality_source: str = ""
     """Where the score was published."""
-    license_note: str = ""
-    """Set when the Hub asks for consent before a download."""
+    gated: bool = False
+    """The Hub asks for consent before a download: a token is needed."""
     published_parameters: str = ""
     """Parameter count as published."""
     confidence: Literal["high", "medium", "low"] = "high"
