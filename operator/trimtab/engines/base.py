@@ -134,7 +134,11 @@ class QuantizationRule:
     bits: float
     """Nominal bits of a linear weight; the checkpoint's own figure wins for ready-made formats."""
     checkpoint_methods: frozenset[str] = frozenset()
-    """Values of `CheckpointQuantization.method` that it loads. Empty: 16-bit checkpoints, quantized while loading."""
+    """Values of `CheckpointQuantization.method` that it loads."""
+    on_the_fly: bool = False
+    """Loads 16-bit checkpoints, quantizing them if need be."""
+    vendors: frozenset[str] = frozenset({"nvidia"})
+    """GPU vendors for which the engine has kernels."""
     min_compute_capability: float | None = None
     """CUDA compute capability of the kernels; None: no floor is documented."""
     checkpoint_bits: frozenset[float] = frozenset()
@@ -158,11 +162,6 @@ class QuantizationRule:
     source: str = ""
     """Where the rules come from."""
 
-    @property
-    def on_the_fly(self) -> bool:
-        """Made from a 16-bit checkpoint while loading."""
-        return not self.checkpoint_methods
-
     def problem(self, model: ModelFacts, gpu: GpuFacts, shards: int) -> str | None:
         """Why this model cannot run so on this GPU, with what would change that; None: it can."""
         return (
@@ -174,27 +173,25 @@ class QuantizationRule:
 
     def _checkpoint_problem(self, model: ModelFacts) -> str | None:
         checkpoint = model.checkpoint
-        if self.on_the_fly:
-            if checkpoint is None:
+        if checkpoint is None:
+            if self.on_the_fly:
                 return None
-            stored = checkpoint.method
-            return f"{model.id} is stored as {stored}: use quantization {stored} or a 16-bit checkpoint"
-        if checkpoint is None or checkpoint.method not in self.checkpoint_methods:
-            has = "16-bit weights" if checkpoint is None else checkpoint.method
-            return f"needs a checkpoint made with {self.name}, {model.id} has {has}: name a {self.name} repository"
+            return f"needs a {self.name} checkpoint, {model.id} has 16-bit weights: name a {self.name} repository"
+        if checkpoint.method not in self.checkpoint_methods:
+            return (
+                f"{model.id} is stored as {checkpoint.method}, which {self.name} cannot load: name another repository"
+            )
         if self.checkpoint_bits and checkpoint.bits not in self.checkpoint_bits:
             allowed = ", ".join(f"{bits:g}" for bits in sorted(self.checkpoint_bits))
             return f"kernels handle {allowed} bits, {model.id} has {checkpoint.bits:g}: name another repository"
         return None
 
     def _gpu_problem(self, gpu: GpuFacts) -> str | None:
-        floor = self.min_compute_capability
-        if floor is None:
-            return None
-        if gpu.compute_capability is None:
-            return f"needs CUDA compute capability {floor:g}, {gpu.id} is no CUDA device"
-        if gpu.compute_capability < floor:
-            return f"needs compute capability {floor:g}, {gpu.id} has {gpu.compute_capability:g}: use a newer GPU"
+        if gpu.vendor not in self.vendors:
+            return f"has no kernels for {gpu.id} ({gpu.vendor}): use a GPU of {' or '.join(sorted(self.vendors))}"
+        floor, has = self.min_compute_capability, gpu.compute_capability
+        if floor is not None and has is not None and has < floor:
+            return f"needs compute capability {floor:.1f}, {gpu.id} has {has:.1f}: use a newer GPU"
         return None
 
     def _sharding_problem(self, shards: int) -> str | None:
@@ -300,7 +297,6 @@ class ContainerFacts:
     """`failure_threshold` x `period` is the time for everything but the download of the weights."""
     readiness: ProbeAdvice
     liveness: ProbeAdvice
-    drain: Drain
     runs_as_root: bool
     """The public image cannot run as another user."""
     root_reason: str
@@ -317,20 +313,6 @@ class ContainerFacts:
     """Variable that carries the Hub token."""
     command: tuple[str, ...] = ()
     """Replaces the image's entrypoint; empty: the image's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRules:
-    """How the engine divides a GPU's memory; the planner's arithmetic uses these."""
-
-    default_fraction: float
-    """Part of the memory that may be used without a setting."""
-    reserve_fraction: float
-    """Part of that which the engine keeps free at warm-up, for instance for CUDA graphs."""
-    block_tokens: int
-    """KV tokens are handed out in blocks of this size."""
-    default_prefill_tokens: int
-    """Token budget of a prefill pass when nothing is set and the card is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,9 +340,8 @@ class Engine(Protocol):
         """The release that the rules below describe."""
         ...
 
-    @property
-    def default_image(self) -> str:
-        """Image of that release."""
+    def image(self, gpu: GpuFacts) -> str:
+        """Public image of that release for this kind of GPU."""
         ...
 
     @property
@@ -371,11 +352,6 @@ class Engine(Protocol):
     @property
     def container(self) -> ContainerFacts:
         """What the container needs."""
-        ...
-
-    @property
-    def memory(self) -> MemoryRules:
-        """How memory is divided."""
         ...
 
     @property
@@ -397,6 +373,22 @@ class Engine(Protocol):
 
     def kv_cache_dtype(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> str:
         """Number format in which keys and values are really kept: `float16`, `bfloat16`, `fp8_e4m3fn` or `fp8_e5m2`."""
+        ...
+
+    def kv_block_tokens(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> int:
+        """KV tokens are handed out in blocks of this size."""
+        ...
+
+    def understand(self, settings: EngineSettings) -> EngineSettings:
+        """The settings with what `extra_args` and `env` say about them lifted into their own fields.
+
+        For the planner, whose arithmetic must see a memory fraction or a dtype wherever it was written; `launch` takes
+        the settings as they were.
+        """
+        ...
+
+    def drain(self, settings: EngineSettings) -> Drain:
+        """How long ending may take with these settings."""
         ...
 
     def launch(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> Launch:
