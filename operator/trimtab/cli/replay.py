@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -161,16 +161,8 @@ def _run(trace: Trace, target: Target) -> Outcomes:
     click.echo(
         f"{trace.name} ({source.origin}): {len(trace)} requests in {trace.span_s:.0f} s to {target.route()}", err=True
     )
-    runner: Callable[..., Any] = asyncio.run
-    try:
-        import uvloop
-
-        runner = uvloop.run
-    except ImportError:
-        pass
     if not sys.stderr.isatty():
-        outcomes: Outcomes = runner(replay(trace, target, _plain_progress()))
-        return outcomes
+        return _execute(replay(trace, target, _plain_progress()))
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -183,7 +175,15 @@ def _run(trace: Trace, target: Target) -> Outcomes:
             text = f"{progress.sent - progress.finished} open, {progress.failed} failed"
             bar.update(task, completed=progress.finished, description=text)
 
-        outcomes = runner(replay(trace, target, show))
+        return _execute(replay(trace, target, show))
+
+
+def _execute(work: Coroutine[Any, Any, Outcomes]) -> Outcomes:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    outcomes: Outcomes = uvloop.run(work)
     return outcomes
 
 

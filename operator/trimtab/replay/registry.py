@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.replay import servegen
-from trimtab.replay.readers import TraceFormatError, read_requests, read_text
+from trimtab.replay.readers import TraceFormatError, read_lengths, read_requests, read_text
 from trimtab.replay.synthesis import generate, profile_from_json
 from trimtab.replay.trace import Ints, Source, Trace, window, with_rate
 
