@@ -6,6 +6,7 @@ logs are tests/unit/plan/data/sizing_cases.json, the fit is discussed in docs/pl
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 from trimtab.plan.memory import GIB, MemoryAccounting
 
@@ -71,6 +72,36 @@ def vllm_rules(version: Version, utilization: float | None = None, offload_gib: 
         offloaded_bytes=int(offload_gib * GIB),
         profiles_whole_context=version < (0, 6),
     )
+
+
+def accounting_for(engine: str, version: Version, args: Sequence[str], env: Mapping[str, str]) -> MemoryAccounting:
+    """The accounting of an engine's release under a user's extra arguments and variables."""
+    if engine == "vllm":
+        return vllm_rules(
+            version,
+            _number(flag_value(args, "--gpu-memory-utilization")),
+            _number(flag_value(args, "--cpu-offload-gb")) or 0.0,
+        )
+    fraction = flag_value(args, "--cuda-memory-fraction") or env.get("CUDA_MEMORY_FRACTION")
+    return tgi_rules(version, _number(fraction) or 1.0, _number(env.get("TGI_WIGGLE_ROOM")))
+
+
+def flag_value(args: Sequence[str], flag: str) -> str | None:
+    """Value of a flag on a command line, written `--flag value` or `--flag=value`; None when it is not there."""
+    for position, argument in enumerate(args):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and position + 1 < len(args):
+            return args[position + 1]
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else None
+    except ValueError:
+        return None
+    return value if value and value > 0 else None
 
 
 def _since(version: Version, table: tuple[tuple[Version, float], ...]) -> float | None:

@@ -89,61 +89,82 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Division of one GPU's memory, in bytes."""
+class Footprint:
+    """What one GPU must hold whatever its size, in bytes."""
 
     weights: int
     activations: int
-    overhead: int
-    """All that is neither weights nor KV cache: runtime, communication, activations, reserve."""
+    runtime: int
+    """Context, workspaces, communication."""
     kv_per_token: float
     """KV cache of one token (of a request of the full length, with sliding windows on average)."""
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.activations + self.runtime
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Division of one GPU's memory, in bytes."""
+
+    footprint: Footprint
+    overhead: int
+    """All that is neither weights nor KV cache: runtime, communication, activations, reserve."""
     kv_bytes: int
     """KV cache; negative: that much is lacking."""
     kv_tokens: int
     """Tokens of the KV cache, in whole blocks."""
 
-    def holds(self, tokens: int) -> bool:
-        """Whether a request of that many tokens fits."""
-        return self.kv_tokens >= tokens
+
+def footprint(
+    sizes: ModelSizes, format_: WeightFormat, shards: int, accounting: MemoryAccounting, batch: Batch
+) -> Footprint:
+    """What one of `shards` GPUs must hold."""
+    return Footprint(
+        weights=weight_bytes(sizes, format_, shards, accounting),
+        activations=activation_bytes(sizes.model, shards, accounting, batch),
+        runtime=accounting.runtime_bytes + (accounting.shard_bytes if shards > 1 else 0),
+        kv_per_token=kv_bytes_per_token(sizes.model, shards, accounting, batch),
+    )
 
 
-def estimate_memory(
-    sizes: ModelSizes, format_: WeightFormat, shards: int, memory_bytes: int, rules: MemoryAccounting, batch: Batch
-) -> MemoryEstimate:
-    """Divide the memory of a GPU of which `memory_bytes` can be used in all."""
-    weights = weight_bytes(sizes, format_, shards, rules)
-    activations = activation_bytes(sizes.model, shards, rules, batch)
-    runtime = rules.runtime_bytes + (rules.shard_bytes if shards > 1 else 0)
-    free = memory_bytes * rules.usable_of_total - weights - runtime - activations
-    per_token = kv_bytes_per_token(sizes.model, shards, rules, batch)
-    if rules.usable_of_free < 1.0:
-        warm_up = batch.prefill_tokens * per_token
-        kv_bytes = rules.usable_of_free * (free - warm_up) + warm_up
-    else:
-        kv_bytes = free
-    tokens = max(0, math.floor(kv_bytes / (per_token * batch.block_tokens))) * batch.block_tokens
+def divide_memory(held: Footprint, memory_bytes: int, accounting: MemoryAccounting, batch: Batch) -> MemoryEstimate:
+    """Divide the memory of a GPU that reports `memory_bytes` in all."""
+    kv_bytes = memory_bytes * accounting.usable_of_total - held.fixed
+    if accounting.usable_of_free < 1.0:
+        warm_up = batch.prefill_tokens * held.kv_per_token
+        kv_bytes = accounting.usable_of_free * (kv_bytes - warm_up) + warm_up
+    tokens = max(0, math.floor(kv_bytes / (held.kv_per_token * batch.block_tokens))) * batch.block_tokens
     return MemoryEstimate(
-        weights=weights,
-        activations=activations,
-        overhead=memory_bytes - weights - max(0, int(kv_bytes)),
-        kv_per_token=per_token,
+        footprint=held,
+        overhead=memory_bytes - held.weights - max(0, int(kv_bytes)),
         kv_bytes=int(kv_bytes),
         kv_tokens=tokens,
     )
 
 
-def weight_bytes(sizes: ModelSizes, format_: WeightFormat, shards: int, rules: MemoryAccounting) -> int:
+def memory_needed(held: Footprint, tokens: float, accounting: MemoryAccounting, batch: Batch) -> int:
+    """Total memory, in bytes, that a GPU must report so that its KV cache holds `tokens`: inverse of divide_memory."""
+    kv_bytes = tokens * held.kv_per_token
+    if accounting.usable_of_free < 1.0:
+        warm_up = batch.prefill_tokens * held.kv_per_token
+        kv_bytes = (kv_bytes - warm_up) / accounting.usable_of_free + warm_up
+    return math.ceil((kv_bytes + held.fixed) / accounting.usable_of_total)
+
+
+def weight_bytes(sizes: ModelSizes, format_: WeightFormat, shards: int, accounting: MemoryAccounting) -> int:
     """Bytes of weights on one GPU: linear layers, embedding and head are sharded; norms, routers and vision are not."""
     model, parameters = sizes.model, sizes.parameters
     embedding = _vocabulary_bytes(parameters.embedding, model.vocab_size, shards, padded=True)
     head_parameters = parameters.head
-    if model.tied_embeddings and rules.tied_head_twice:
+    if model.tied_embeddings and accounting.tied_head_twice:
         head_parameters = parameters.embedding
-    head = _vocabulary_bytes(head_parameters, model.vocab_size, shards, padded=rules.pads_vocabulary)
+    head = _vocabulary_bytes(head_parameters, model.vocab_size, shards, padded=accounting.pads_vocabulary)
     whole = (parameters.other + parameters.vision) * BYTES_16_BIT
     loaded = int(LOADED_FACTOR * (linear_bytes(sizes, format_) / shards + embedding + head + whole))
-    return max(0, loaded - rules.offloaded_bytes)
+    return max(0, loaded - accounting.offloaded_bytes)
 
 
 def linear_bytes(sizes: ModelSizes, format_: WeightFormat) -> float:
@@ -175,7 +196,7 @@ def _vocabulary_bytes(parameters: int, vocabulary: int, shards: int, *, padded: 
     return parameters / vocabulary * rows * BYTES_16_BIT / shards
 
 
-def activation_bytes(model: ModelFacts, shards: int, rules: MemoryAccounting, batch: Batch) -> int:
+def activation_bytes(model: ModelFacts, shards: int, accounting: MemoryAccounting, batch: Batch) -> int:
     """Peak of the warm-up pass.
 
     16-bit activations of one block: gate, up and their product (sharded), and the residual stream with its norms. The
@@ -186,35 +207,35 @@ def activation_bytes(model: ModelFacts, shards: int, rules: MemoryAccounting, ba
         experts = model.experts
         width = experts.active * experts.intermediate_size + experts.shared_intermediate_size
     tokens = batch.prefill_tokens
-    if rules.profiles_whole_context:
+    if accounting.profiles_whole_context:
         tokens = max(tokens, batch.max_total_tokens)
     block = tokens * BYTES_16_BIT * PROJECTION_WIDTHS * (width / shards + model.hidden_size)
-    logits = batch.prefill_tokens * model.vocab_size * rules.prefill_logits_bytes
-    sampler = batch.sequences * model.vocab_size * rules.sampler_bytes
+    logits = batch.prefill_tokens * model.vocab_size * accounting.prefill_logits_bytes
+    sampler = batch.sequences * model.vocab_size * accounting.sampler_bytes
     return int(max(block + logits, sampler))
 
 
-def kv_heads_per_gpu(model: ModelFacts, shards: int, rules: MemoryAccounting) -> int:
+def kv_heads_per_gpu(model: ModelFacts, shards: int, accounting: MemoryAccounting) -> int:
     """KV heads that one GPU holds."""
-    if model.num_kv_heads == 1 or rules.replicates_kv_heads:
+    if model.num_kv_heads == 1 or accounting.replicates_kv_heads:
         return max(1, math.ceil(model.num_kv_heads / shards))
     return math.ceil(model.num_kv_heads / shards)
 
 
-def kv_bytes_per_token(model: ModelFacts, shards: int, rules: MemoryAccounting, batch: Batch) -> float:
+def kv_bytes_per_token(model: ModelFacts, shards: int, accounting: MemoryAccounting, batch: Batch) -> float:
     """Bytes of keys and values of one token on one GPU.
 
     With layers that keep only a window, the mean over a request of the full length.
     """
     layers = float(model.num_layers if model.kv_layers is None else model.kv_layers)
-    if rules.frees_window and model.sliding_window is not None:
+    if accounting.frees_window and model.sliding_window is not None:
         window = model.sliding_window
         kept = min(batch.max_total_tokens, window.window - 1 + batch.prefill_tokens)
         local = layers - window.full_attention_layers
         layers = window.full_attention_layers + local * kept / batch.max_total_tokens
     if model.latent_attention is not None:
         latent = model.latent_attention
-        if rules.compresses_latent:
+        if accounting.compresses_latent:
             return layers * (latent.kv_lora_rank + latent.qk_rope_head_dim) * batch.kv_bytes_per_element
         head = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         return 2 * layers * model.num_heads / shards * head * batch.kv_bytes_per_element

@@ -3,19 +3,16 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.api.errors import FieldError
 from trimtab.catalog.gpus import GpuFacts
 from trimtab.catalog.models import ModelFacts
-
-if TYPE_CHECKING:
-    from trimtab.engines.base import EngineSettings
+from trimtab.engines.base import BatchSettings, EngineSettings
 
 __all__ = [
     "Calibration",
     "FieldError",
-    "FixedBatching",
     "GpuPool",
     "Load",
     "Option",
@@ -56,10 +53,13 @@ class SloTargets:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What requests look like on average. Defaults: an assistant's turn, as in public chat traces."""
+    """What requests look like on average.
 
-    input_tokens: int = 1024
-    output_tokens: int = 256
+    Defaults: means of the Azure LLM inference trace 2023, conversation part (Azure/AzurePublicDataset, CC-BY-4.0).
+    """
+
+    input_tokens: int = 1155
+    output_tokens: int = 211
 
     @property
     def total_tokens(self) -> int:
@@ -68,29 +68,19 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class FixedBatching:
-    """Batching settings that the spec fixes; None: the planner or the engine chooses."""
-
-    max_batch_size: int | None = None
-    max_batch_prefill_tokens: int | None = None
-    max_batch_total_tokens: int | None = None
-    waiting_served_ratio: float | None = None
-    max_waiting_tokens: int | None = None
-    max_concurrent_requests: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class StepCoefficients:
     """Linear form of the time of one forward pass, which the tuner refines.
 
     step_ms = const_ms + per_sequence_ms x sequences + per_kv_token_ms x cached tokens of all sequences
-    (+ per_prefill_token_ms x prompt tokens in the same pass).
+    (+ per_prefill_token_ms x prompt tokens in the same pass, + per_prefill_token_squared_ms x their square).
     """
 
     const_ms: float
     per_sequence_ms: float
     per_kv_token_ms: float
     per_prefill_token_ms: float
+    per_prefill_token_squared_ms: float = 0.0
+    """Attention of long prompts."""
     estimate: bool = True
     """True: scaled from another pair of model and GPU; False: published or measured for this one."""
     source: str = ""
@@ -99,6 +89,10 @@ class StepCoefficients:
     def decode_ms(self, sequences: float, kv_tokens: float) -> float:
         """Time of a decode step."""
         return self.const_ms + self.per_sequence_ms * sequences + self.per_kv_token_ms * kv_tokens
+
+    def prefill_ms(self, tokens: float) -> float:
+        """Time that a prompt adds to the passes that work on it."""
+        return (self.per_prefill_token_ms + self.per_prefill_token_squared_ms * tokens) * tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +133,17 @@ class PlanRequest:
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     load: Load = field(default_factory=Load)
-    batching: FixedBatching = field(default_factory=FixedBatching)
+    batching: BatchSettings = BatchSettings()
+    """Settings that the spec fixes; None: the planner or the engine chooses."""
     max_quality_loss: float | None = None
     """Points of the published benchmark average that quantization may cost; None: the planner's default."""
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    secret_env: frozenset[str] = frozenset()
+    """Names of variables whose values come from Secrets."""
     calibrations: tuple[Calibration, ...] = ()
+    alternatives: tuple[GpuPool, ...] = ()
+    """Pools that are not allowed but may be suggested when nothing fits."""
 
 
 class RejectionKind(enum.IntEnum):
@@ -240,7 +239,7 @@ class ServingPlan:
     option: Option
     model: ModelFacts
     pool: GpuPool
-    settings: "EngineSettings"
+    settings: EngineSettings
     """Engine-neutral settings from which the container is rendered."""
     max_input_tokens: int
     max_total_tokens: int
