@@ -1,7 +1,7 @@
 """The sidecar's configuration: `config.json` (static) and `live.json` (re-read while running).
 
-Both are written by the operator into one ConfigMap mounted as a directory. Keys are camelCase. An unknown key is an error:
-the operator and the sidecar of one release agree on the format, so an unknown key is a mistake somebody should see.
+Both are written by the operator into one ConfigMap mounted as a directory. Keys are camelCase. An unknown key is an
+error: the operator and the sidecar of one release agree on the format, so it is a mistake somebody should see.
 """
 
 import json

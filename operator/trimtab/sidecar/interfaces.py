@@ -44,7 +44,7 @@ class Route(StrEnum):
 
 
 class BadBodyError(ValueError):
-    """The body can be no valid request: not JSON, no object, too deep, not UTF-8, … `str()` is safe to show a client."""
+    """The body can be no valid request: not JSON, no object, too deep, no UTF-8, … `str()` is safe to show a client."""
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Why a finished answer is not stored: a metric label such as `status`, `incomplete`, `error_event`, `tool_calls`."""
+    """Why an answer is not stored: a metric label such as `status`, `incomplete`, `error_event`, `tool_calls`."""
 
     reason: str
 
@@ -111,7 +111,7 @@ class RequestReader(Protocol):
     """cache/request.py `read_call`: bytes to Call. Pure."""
 
     def __call__(self, route: Route, raw: bytes) -> Call:
-        """Raises BadBodyError. `/invocations` and `/vertex` keep their route; the reader finds out `stream` and `units`."""
+        """Raises BadBodyError. `/invocations` and `/vertex` keep their route; the reader finds `stream` and `units`."""
 
 
 class Keyer(Protocol):

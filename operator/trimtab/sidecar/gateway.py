@@ -1,0 +1,268 @@
+"""What one process shares: the cache's parts, the engine's connections, admission, metrics, and the way of a hit."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from time import monotonic, time
+from typing import Any
+
+from trimtab.sidecar.admission import Admission, Bounds
+from trimtab.sidecar.client import ClientConnection
+from trimtab.sidecar.config import Config, Live
+from trimtab.sidecar.control import CACHE_NAME, Control
+from trimtab.sidecar.engine import EnginePool
+from trimtab.sidecar.exchange import Exchange
+from trimtab.sidecar.flight import Flight
+from trimtab.sidecar.head import Head, HeadReader, KeyMap
+from trimtab.sidecar.interfaces import (
+    Call,
+    ContextPolicy,
+    Entry,
+    EntryMaker,
+    Key,
+    Keyer,
+    MemoryTier,
+    NotCacheable,
+    RemoteTier,
+    RequestReader,
+    Route,
+    SemanticTier,
+)
+from trimtab.sidecar.metrics import Buckets, Cell, Metrics
+
+MAX_KEYED_BODY = 64 * 1024
+MAX_KEYED_BYTES = 32 * 1024 * 1024
+_KEYED_OVERHEAD = 300  # bytes of bookkeeping for one remembered key
+
+
+@dataclass(slots=True)
+class Parts:
+    """The pure parts behind the seam; None = switched off."""
+
+    read_call: RequestReader
+    keyer: Keyer | None = None
+    make_entry: EntryMaker | None = None
+    memory: MemoryTier | None = None
+    remote: RemoteTier | None = None
+    semantic: SemanticTier | None = None
+    context: ContextPolicy | None = None
+
+
+class _HitCells:
+    """Series that a hit on one route touches."""
+
+    __slots__ = ("requests", "tiers")
+
+    def __init__(self, metrics: Metrics, route: Route) -> None:
+        self.requests: Cell = metrics.requests.cell(route.value, "200", "hit")
+        self.tiers: dict[str, Cell] = {tier: metrics.hits.cell(tier) for tier in ("memory", "redis", "semantic")}
+
+
+class Gateway:
+    """See the module."""
+
+    def __init__(self, config: Config, parts: Parts, loop: asyncio.AbstractEventLoop) -> None:
+        self.config = config
+        self.parts = parts
+        self.loop = loop
+        self.metrics = Metrics()
+        self.engine = EnginePool(config.upstream, config.engine, loop)
+        self.admission = Admission(self._bounds(Live()))
+        self.flights: dict[bytes, Flight] = {}
+        self.flying: set[Flight] = set()
+        self.clients: set[ClientConnection] = set()
+        self.active = 0  # exchanges
+        self.buffered = 0  # bytes of request bodies held
+        self.draining = False
+        self.last_answer = 0.0  # when the engine last sent anything
+        self.live = Live()
+        self.has_remote = parts.remote is not None or parts.semantic is not None
+        self.stores_sampled = config.cache.exact.policy == "all"
+        self.queue_wait: Buckets = self.metrics.queue_wait.cell()
+        self._hit_duration = self.metrics.duration.cell("hit")
+        self._hit_ttft = self.metrics.ttft.cell("hit", "stream")
+        self._saved = self.metrics.tokens.cell("saved")
+        self._hit_cells = {route: _HitCells(self.metrics, route) for route in Route if route.generates}
+        self._key_maps: dict[tuple[bytes, Route, bool], KeyMap] = {}
+        self._keyed_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        tenancy = config.tenancy
+        self.heads = HeadReader(
+            secret=(config.cache.secret or "").encode(),
+            tenant_header=tenancy.header.lower().encode() if tenancy and tenancy.header else None,
+            shared=tenancy.shared if tenancy else False,
+            priority_header=config.admission.priority_header.lower().encode()
+            if config.admission.priority_header
+            else None,
+            key_map=self._key_map,
+        )
+        self._register_gauges()
+
+    def _register_gauges(self) -> None:
+        metrics, memory = self.metrics, self.parts.memory
+        metrics.gauge("trimtab_in_flight", "Sequences at the engine.", lambda: self.admission.in_flight)
+        metrics.gauge("trimtab_queue_depth", "Requests waiting.", lambda: self.admission.depth)
+        metrics.gauge("trimtab_limit", "Live limit on sequences.", lambda: self.admission.bounds.max_in_flight)
+        metrics.gauge("trimtab_connections", "Open client connections.", lambda: len(self.clients))
+        metrics.gauge("trimtab_engine_connections", "Open connections to the engine.", self._engine_connections)
+        metrics.gauge("trimtab_buffered_bytes", "Request bodies held.", lambda: self.buffered)
+        if memory is not None:
+            metrics.gauge("trimtab_cache_bytes", "Bytes in the memory tier.", lambda: memory.bytes_used)
+            metrics.gauge("trimtab_cache_entries", "Entries in the memory tier.", lambda: len(memory))
+            metrics.extra.append(lambda: {"trimtab_cache_evictions_total": memory.evictions})
+        for part in (self.parts.remote, self.parts.semantic, self.parts.context):
+            if part is not None:
+                metrics.extra.append(part.metrics)
+
+    def _engine_connections(self) -> float:
+        return self.engine.open_connections
+
+    # --- configuration
+
+    def _bounds(self, live: Live) -> Bounds:
+        fixed = self.config.admission
+        return Bounds(
+            live.max_in_flight or fixed.max_in_flight,
+            live.max_queue if live.max_queue is not None else fixed.max_queue,
+            live.queue_timeout_seconds or fixed.queue_timeout_seconds,
+        )
+
+    def apply_live(self, live: Live) -> None:
+        """Take over new limits."""
+        self.live = live
+        self.admission.resize(self._bounds(live), monotonic())
+
+    # --- requests
+
+    def handle(self, client: ClientConnection, head: Head, body: bytes) -> None:
+        """A whole request has arrived. A hit in memory on a body seen before ends here."""
+        start = monotonic()
+        keys = head.keys
+        if keys is not None and head.plain:
+            key = keys.get(body)
+            if key.__class__ is Key:
+                now = time()
+                entry = self.parts.memory.get(key, now) if self.parts.memory is not None else None
+                if entry is not None and head.keep_alive and head.http11 and not self.draining:
+                    wire = entry.wire or self.entry_fields(entry)
+                    age = now - entry.created
+                    client.write(
+                        b"%scache-status: %s; hit; ttl=%d\r\nage: %d\r\n\r\n%s"
+                        % (wire, CACHE_NAME, entry.ttl - age, age if age > 0 else 0, entry.body)
+                    )
+                    self.count_hit(head.route, entry, monotonic() - start)
+                    return
+        self.active += 1
+        self.buffered += len(body)
+        exchange = Exchange(self, client, head, body, start)
+        client.exchange = exchange
+        exchange.begin()
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """An exchange has left."""
+        self.active -= 1
+        self.buffered -= exchange.held
+
+    def count_hit(self, route: Route, entry: Entry, seconds: float) -> None:
+        """Metrics of an answer from the cache."""
+        cells = self._hit_cells[route]
+        cells.requests.value += 1
+        cells.tiers[entry.tier].value += 1
+        self._saved.value += entry.generated_tokens
+        self._hit_duration.observe(seconds)
+        if entry.stream:
+            self._hit_ttft.observe(seconds)
+
+    @staticmethod
+    def entry_fields(entry: Entry) -> bytes:
+        """Status line and fields of a cached answer, made once an entry."""
+        if entry.wire is None:
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in entry.headers)
+            entry.wire = b"HTTP/1.1 200 OK\r\n%scontent-length: %d\r\n" % (lines, len(entry.body))
+        return entry.wire
+
+    @staticmethod
+    def acceptable(entry: Entry, control: Control, now: float) -> bool:
+        """Whether the client's directives allow this entry."""
+        age = now - entry.created
+        return control.accepts(age, entry.ttl - age)
+
+    # --- keys
+
+    def _key_map(self, where: tuple[bytes, Route, bool]) -> KeyMap | None:
+        if self.parts.keyer is None:
+            return None
+        if len(self._key_maps) > 4096:
+            self._key_maps.clear()
+            self.heads.memo.clear()
+        return self._key_maps.setdefault(where, {})
+
+    def remember_key(self, head: Head, body: bytes, key: Key | NotCacheable) -> None:
+        """Keep the key of a body: it depends on nothing but scope, route and bytes."""
+        if head.keys is None or len(body) > MAX_KEYED_BODY or not isinstance(key, Key):
+            return
+        if self._keyed_bytes > MAX_KEYED_BYTES:
+            for known in self._key_maps.values():
+                known.clear()
+            self._keyed_bytes = 0
+        head.keys[body] = key
+        self._keyed_bytes += len(body) + _KEYED_OVERHEAD
+
+    # --- flights
+
+    def took_off(self, flight: Flight, *, shared: bool) -> None:
+        """A flight begins; `shared`: equal requests may join it."""
+        self.flying.add(flight)
+        if shared and flight.key is not None:
+            flight.shared = True
+            self.flights[flight.key.digest] = flight
+
+    def landed(self, flight: Flight) -> None:
+        """A flight is over."""
+        self.flying.discard(flight)
+        if flight.shared and flight.key is not None and self.flights.get(flight.key.digest) is flight:
+            del self.flights[flight.key.digest]
+
+    async def find_remote(self, key: Key, call: Call) -> Entry | None:
+        """Ask Redis, then the semantic tier. What Redis has is kept in memory too."""
+        if self.parts.remote is not None:
+            entry = await self.parts.remote.get(key)
+            if entry is not None:
+                if self.parts.memory is not None:
+                    self.parts.memory.put(key, replace(entry, tier="memory"), time())
+                return entry
+        if self.parts.semantic is not None:
+            return await self.parts.semantic.find(key, call)
+        return None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run in the background; kept alive until it ends."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- housekeeping
+
+    def sweep(self) -> None:
+        """Called several times a second: every deadline of clients, queue and engine."""
+        now = monotonic()
+        self.admission.expire(now)
+        for flight in [flight for flight in self.flying if flight.deadline <= now]:
+            flight.expired(now)
+        for client in [client for client in self.clients if client.deadline <= now]:
+            client.expired(now)
+        self.engine.sweep(now)
+
+    async def close(self) -> None:
+        """Stop everything at once."""
+        for client in list(self.clients):
+            client.abort()
+        for flight in list(self.flying):
+            flight.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await self.engine.close()
+        for part in (self.parts.remote, self.parts.semantic):
+            if part is not None:
+                await part.close()
