@@ -1,0 +1,16 @@
+"""The engines that Trimtab can run, by name."""
+
+from types import MappingProxyType
+
+from trimtab.engines.base import Engine
+from trimtab.engines.tgi import TgiEngine
+
+ENGINES: MappingProxyType[str, Engine] = MappingProxyType({"tgi": TgiEngine()})
+
+
+def get_engine(name: str) -> Engine:
+    """The engine of that name; raises KeyError with the known names for any other."""
+    try:
+        return ENGINES[name]
+    except KeyError:
+        raise KeyError(f"no engine {name!r}: known are {', '.join(sorted(ENGINES))}") from None
