@@ -1,22 +1,27 @@
 """Builds the parts that a configuration asks for."""
 
-import json
-from typing import Any
-
+from trimtab.sidecar.cache.entry import make_entry
+from trimtab.sidecar.cache.key import CanonicalKeyer
+from trimtab.sidecar.cache.memory import LruMemory
+from trimtab.sidecar.cache.request import read_call
 from trimtab.sidecar.config import Config
 from trimtab.sidecar.gateway import Parts
-from trimtab.sidecar.interfaces import BadBodyError, Call, Route
-
-
-def read_call(route: Route, raw: bytes) -> Call:
-    try:
-        body: Any = json.loads(raw)
-    except ValueError as error:
-        raise BadBodyError(str(error)) from None
-    if not isinstance(body, dict):
-        raise BadBodyError("the body is no object")
-    return Call(route=route, raw=raw, body=body, stream=bool(body.get("stream")))
 
 
 def build_parts(config: Config) -> Parts:
-    return Parts(read_call=read_call)
+    """Everything behind the seam, switched on or off as configured."""
+    exact = config.cache.exact
+    if not exact.enabled:
+        return Parts(read_call=read_call)
+    keyer = CanonicalKeyer(
+        config.identity,
+        secret=(config.cache.secret or "").encode(),
+        policy=exact.policy,
+        partitioned=config.cache.semantic.enabled,
+    )
+    return Parts(
+        read_call=read_call,
+        keyer=keyer,
+        make_entry=make_entry,
+        memory=LruMemory(exact.max_bytes, max_entry_bytes=exact.max_entry_bytes),
+    )

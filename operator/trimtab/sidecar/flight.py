@@ -199,18 +199,16 @@ class Flight:
             if not self._release(data, done):
                 return
         if data:
-            if self._watch is not None:
-                self._watch.feed(data, now)
-                if b'{"error":' in data:  # within a JSON string the quotes would be escaped
-                    self.gateway.metrics.upstream_errors.add("event")
-            else:
-                self._tail = data
-            if self.recorded is not None:
-                self._record(data)
-        if done:
-            self._finish(now)
+            self._look_at(data, now)
+        if not done:
+            for exchange in list(self.subscribers):
+                exchange.deliver(self, data, False)
+            return
+        start = self.subscribers[0].start if self.subscribers else now
+        self._end()
         for exchange in list(self.subscribers):
-            exchange.deliver(self, data, done)
+            exchange.deliver(self, data, True)
+        self._account(start, now)  # after the clients have got their bytes
 
     def _open(self, head: ResponseHead) -> None:
         self.response = head
@@ -241,6 +239,16 @@ class Flight:
             connection.abort()
         self.fail(failure)
         return False
+
+    def _look_at(self, data: bytes, now: float) -> None:
+        if self._watch is not None:
+            self._watch.feed(data, now)
+            if b'{"error":' in data:  # within a JSON string the quotes would be escaped
+                self.gateway.metrics.upstream_errors.add("event")
+        else:
+            self._tail = data
+        if self.recorded is not None:
+            self._record(data)
 
     def _record(self, data: bytes) -> None:
         if self.recorded is None:
@@ -289,13 +297,13 @@ class Flight:
             else:
                 exchange.fail(failure)
 
-    def _finish(self, now: float) -> None:
-        self._end()
+    def _account(self, start: float, now: float) -> None:
+        """Measure the finished answer and keep it if it may be kept."""
         head = self.response
         if head is None:
             return
         if head.status == 200 and self.head.route.generates:
-            self._measure(head, now)
+            self._measure(head, start, now)
         if self.recorded is None or self.key is None or self.call is None:
             return
         make = self.gateway.parts.make_entry
@@ -318,21 +326,20 @@ class Flight:
         if parts.semantic is not None:
             parts.semantic.learn(key, call, entry)
 
-    def _measure(self, head: ResponseHead, now: float) -> None:
+    def _measure(self, head: ResponseHead, start: float, now: float) -> None:
         metrics = self.gateway.metrics
-        first = self.subscribers[0] if self.subscribers else None
         watch = self._watch
         if watch is not None:
             tokens_in, tokens_out = watch.tokens()
-            if first is not None and watch.events:
-                metrics.ttft.cell("miss", "stream").observe(watch.first - first.start)
+            if watch.events:
+                metrics.ttft.cell("miss", "stream").observe(watch.first - start)
                 if tokens_out > 1 and watch.events > 1:
                     metrics.tpot.cell("miss", "stream").observe((watch.last - watch.first) / (tokens_out - 1))
         else:
             tokens_in, tokens_out = json_tokens(head, self._tail)
             timings = json_timings(head, tokens_out)
-            if timings is not None and first is not None:
-                waited = max(0.0, now - first.start - (_total(head) or 0.0))
+            if timings is not None:
+                waited = max(0.0, now - start - (_total(head) or 0.0))
                 metrics.ttft.cell("miss", "headers").observe(waited + timings[0])
                 if tokens_out > 1:
                     metrics.tpot.cell("miss", "headers").observe(timings[1])
