@@ -375,6 +375,10 @@ class Engine(Protocol):
         """Number format in which keys and values are really kept: `float16`, `bfloat16`, `fp8_e4m3fn` or `fp8_e5m2`."""
         ...
 
+    def chunks_prompts(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> bool:
+        """Whether a prompt may be longer than the prefill budget, being cut to fit it."""
+        ...
+
     def kv_block_tokens(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> int:
         """KV tokens are handed out in blocks of this size."""
         ...

@@ -109,6 +109,10 @@ class TgiEngine:
         forced = self.quantizations[settings.quantization].forced_dtype
         return forced or ("float16" if model.dtype == "float32" else model.dtype)
 
+    def chunks_prompts(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> bool:
+        """By attention backend, model and speculation."""
+        return resolve_attention(settings, model, gpu).chunking
+
     def kv_block_tokens(self, settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> int:
         """By attention backend."""
         return BLOCK_TOKENS.get(resolve_attention(settings, model, gpu).backend, 1)
