@@ -1,0 +1,28 @@
+"""Control planes without a node, for tests of the API: several may run at once, each in its own folder."""
+
+import shutil
+from pathlib import Path
+
+from devcluster import controlplane, preflight
+from devcluster.paths import state_dir
+
+
+def up(name: str = "default") -> controlplane.ControlPlane:
+    """Start (or find) the API server called `name` on loopback, on ports that were free."""
+    preflight.check_machine(needs_node=False)
+    preflight.install_packages({"openssl": "/usr/bin/openssl"})
+    folder = _folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = controlplane.Ports(*(preflight.free_port() for _ in range(3)))
+    return controlplane.start(folder, "127.0.0.1", ports, controllers=False, endpoints=False)
+
+
+def down(name: str = "default") -> None:
+    """End it and remove its folder."""
+    folder = _folder(name)
+    controlplane.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(name: str) -> Path:
+    return state_dir() / f"api-{name}"
