@@ -20,6 +20,8 @@ class Price(Facts):
     """Who sells it."""
     source: str
     """Where the price was read, with its date."""
+    confidence: Literal["high", "medium", "low"] = "high"
+    """How dependable it is; low ones (round-ups of marketplaces) are shown but not planned with."""
 
 
 class GpuFacts(Facts):
@@ -51,6 +53,10 @@ class GpuFacts(Facts):
     """Dense FP8 throughput; None where the tensor cores have no FP8."""
     nvlink_gb_s: Annotated[float, Field(ge=0)] = 0
     """Bidirectional bandwidth of the direct link to the other GPUs of a node, in 1e9 bytes a second; 0: PCIe only."""
+    gpus_per_node: Annotated[int, Field(ge=1)] = 8
+    """GPUs of the largest usual machine; what is assumed while no nodes are known."""
+    host_architecture: Literal["amd64", "arm64"] = "amd64"
+    """Processor of the machines that have it."""
     mig_profiles: tuple[str, ...] = ()
     """Slices that the product can be cut into."""
     prices: tuple[Price, ...] = ()
@@ -69,8 +75,9 @@ class GpuFacts(Facts):
 
     @property
     def price_per_hour(self) -> float | None:
-        """Lowest list price of one GPU, in US dollars an hour; None when none is listed."""
-        return min((price.usd_per_gpu_hour for price in self.prices), default=None)
+        """Lowest dependable list price of one GPU, in US dollars an hour; None when none is listed."""
+        dependable = (price.usd_per_gpu_hour for price in self.prices if price.confidence != "low")
+        return min(dependable, default=None)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ logs are tests/unit/plan/data/sizing_cases.json, the fit is discussed in docs/pl
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from trimtab.engines.base import EngineSettings
 from trimtab.plan.memory import GIB, MemoryAccounting
 
 TGI_RUNTIME_BYTES = int(0.45 * GIB)
@@ -74,16 +75,12 @@ def vllm_rules(version: Version, utilization: float | None = None, offload_gib: 
     )
 
 
-def accounting_for(engine: str, version: Version, args: Sequence[str], env: Mapping[str, str]) -> MemoryAccounting:
-    """The accounting of an engine's release under a user's extra arguments and variables."""
+def accounting_for(engine: str, version: Version, settings: EngineSettings) -> MemoryAccounting:
+    """The accounting of an engine's release under settings that the engine has understood."""
     if engine == "vllm":
-        return vllm_rules(
-            version,
-            _number(flag_value(args, "--gpu-memory-utilization")),
-            _number(flag_value(args, "--cpu-offload-gb")) or 0.0,
-        )
-    fraction = flag_value(args, "--cuda-memory-fraction") or env.get("CUDA_MEMORY_FRACTION")
-    return tgi_rules(version, _number(fraction) or 1.0, _number(env.get("TGI_WIGGLE_ROOM")))
+        offload = _number(flag_value(settings.extra_args, "--cpu-offload-gb"))
+        return vllm_rules(version, settings.memory_fraction, offload or 0.0)
+    return tgi_rules(version, settings.memory_fraction or 1.0, _number(settings.env.get("TGI_WIGGLE_ROOM")))
 
 
 def flag_value(args: Sequence[str], flag: str) -> str | None:

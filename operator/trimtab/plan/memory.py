@@ -84,8 +84,6 @@ class Batch:
     max_total_tokens: int
     """Longest prompt and answer together."""
     kv_bytes_per_element: int = BYTES_16_BIT
-    block_tokens: int = 1
-    """Tokens of a KV block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +128,18 @@ def footprint(
     )
 
 
-def divide_memory(held: Footprint, memory_bytes: int, accounting: MemoryAccounting, batch: Batch) -> MemoryEstimate:
-    """Divide the memory of a GPU that reports `memory_bytes` in all."""
+def divide_memory(
+    held: Footprint, memory_bytes: int, accounting: MemoryAccounting, batch: Batch, block_tokens: int = 1
+) -> MemoryEstimate:
+    """Divide the memory of a GPU that reports `memory_bytes` in all; the KV cache is cut into blocks."""
     kv_bytes = memory_bytes * accounting.usable_of_total - held.fixed
     if accounting.usable_of_free < 1.0:
         warm_up = batch.prefill_tokens * held.kv_per_token
         kv_bytes = accounting.usable_of_free * (kv_bytes - warm_up) + warm_up
-    tokens = max(0, math.floor(kv_bytes / (held.kv_per_token * batch.block_tokens))) * batch.block_tokens
+    tokens = max(0, math.floor(kv_bytes / (held.kv_per_token * block_tokens))) * block_tokens
     return MemoryEstimate(
         footprint=held,
-        overhead=memory_bytes - held.weights - max(0, int(kv_bytes)),
+        overhead=memory_bytes - held.weights - int(kv_bytes),
         kv_bytes=int(kv_bytes),
         kv_tokens=tokens,
     )
@@ -239,5 +239,5 @@ def kv_bytes_per_token(model: ModelFacts, shards: int, accounting: MemoryAccount
             return layers * (latent.kv_lora_rank + latent.qk_rope_head_dim) * batch.kv_bytes_per_element
         head = latent.qk_nope_head_dim + latent.qk_rope_head_dim
         return 2 * layers * model.num_heads / shards * head * batch.kv_bytes_per_element
-    heads = kv_heads_per_gpu(model, shards, rules)
+    heads = kv_heads_per_gpu(model, shards, accounting)
     return 2 * layers * heads * model.head_dim * batch.kv_bytes_per_element

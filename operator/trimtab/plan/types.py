@@ -133,7 +133,7 @@ class PlanRequest:
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     load: Load = field(default_factory=Load)
-    batching: BatchSettings = BatchSettings()
+    batching: BatchSettings = field(default_factory=BatchSettings)
     """Settings that the spec fixes; None: the planner or the engine chooses."""
     max_quality_loss: float | None = None
     """Points of the published benchmark average that quantization may cost; None: the planner's default."""
