@@ -32,8 +32,8 @@ class ObjectCache:
         self._removed: dict[Ref, int] = {}
         self.on_change = on_change or (lambda _key: None)
 
-    def record(self, kind: Kind, manifest: Manifest) -> None:
-        """An object as the watch or a write of ours returned it."""
+    def record(self, kind: Kind, manifest: Manifest, *, quiet: bool = False) -> None:
+        """An object as the watch or (`quiet`: no visit is needed) a write of ours returned it."""
         ref, version = ref_of(manifest, kind), resource_version(manifest)
         known = self.get(ref)
         if known is not None and resource_version(known) >= version:
@@ -43,7 +43,8 @@ class ObjectCache:
             return
         self._removed.pop(ref, None)
         self._store(ref, trimmed(kind, manifest))
-        self._changed(kind, manifest)
+        if not quiet:
+            self._changed(kind, manifest)
 
     def remove(self, kind: Kind, manifest: Manifest) -> None:
         """An object that was deleted; `manifest` is its last state."""

@@ -1,0 +1,78 @@
+"""What the operator keeps of each LLMDeployment in memory between visits; all of it can be recalled after a restart."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.api.status import MAX_DECISIONS
+from trimtab.controller.decided import Decided, recall
+from trimtab.controller.objects import Key, Manifest
+from trimtab.controller.reasons import Finding
+from trimtab.controller.status import NOT_MEASURED
+
+
+@dataclass(slots=True)
+class Record:
+    """One LLMDeployment. Visits and the tuning loop share it; both run on one event loop and never await in between
+    reading and writing a field."""
+
+    uid: str
+    decided: Decided
+    metrics: Finding = NOT_MEASURED.metrics
+    slo: Finding = NOT_MEASURED.slo
+    hold: Finding | None = None
+    """Why the tuner decides nothing; None: it is in action, or has not looked yet (`looked`)."""
+    looked: bool = False
+    observed: dict[str, Any] | None = None
+    """`status.observed`."""
+    decisions: tuple[dict[str, Any], ...] = ()
+    """`status.decisions`, newest first."""
+    calibration: dict[str, Any] | None = None
+    """`status.calibration`."""
+    memory: Any = None
+    """The tuner's own."""
+
+    def add_decision(self, decision: dict[str, Any]) -> None:
+        """Put a decision before the others and drop the oldest ones."""
+        self.decisions = (decision, *self.decisions)[:MAX_DECISIONS]
+
+
+@dataclass(slots=True)
+class Book:
+    """All records."""
+
+    records: dict[Key, Record] = field(default_factory=dict)
+
+    def open(self, key: Key, resource: Manifest, deployment: Manifest | None) -> Record:
+        """The record of a resource; recalled from the cluster when it is new here, or new under an old name."""
+        uid = resource["metadata"]["uid"]
+        record = self.records.get(key)
+        if record is None or record.uid != uid:
+            status = resource.get("status") or {}
+            record = Record(
+                uid=uid,
+                decided=recall(resource, deployment),
+                observed=status.get("observed"),
+                decisions=tuple(status.get("decisions") or ()),
+                calibration=status.get("calibration"),
+            )
+            _recall_findings(record, status)
+            self.records[key] = record
+        return record
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone."""
+        self.records.pop(key, None)
+
+
+def _recall_findings(record: Record, status: dict[str, Any]) -> None:
+    # Without this the first status after a restart would say "not measured yet" where the last one knew better.
+    for condition in status.get("conditions") or ():
+        found = Finding(condition["status"], condition["reason"], condition.get("message", ""))
+        match condition["type"]:
+            case "SLOMet":
+                record.slo = found
+            case "MetricsAvailable":
+                record.metrics = found
+            case "TuningActive" if condition["status"] != "Unknown":
+                record.looked = True
+                record.hold = found if condition["status"] == "False" else None

@@ -1,0 +1,61 @@
+"""Where the pure packages plug into the controller: `trimtab.controller.wiring` plugs in the real ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trimtab.api.spec import LLMDeploymentSpec
+from trimtab.controller.decided import Choice, LiveSettings
+from trimtab.controller.objects import Manifest
+from trimtab.engines.base import FailurePattern
+from trimtab.plan.types import ServingPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The planner's answer, ready for status."""
+
+    plan: ServingPlan | None
+    choice: Choice | None = None
+    problem: str = ""
+    """Why there is no plan, with the nearest options; empty: there is one."""
+    summary: str = ""
+    """One sentence about what was chosen."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """`status.plan`."""
+    first_limit: int = 1
+    """Requests in flight for each pod before anything was measured."""
+    cost_per_hour: float | None = None
+    """Of one replica."""
+    failures: tuple[FailurePattern, ...] = ()
+    """Known ends of the engine."""
+
+
+class Planner(Protocol):
+    """Plans and remembers plans; asking twice for the same costs nothing."""
+
+    def plan(
+        self, spec: LLMDeploymentSpec, nodes: Sequence[Manifest], choice: Choice | None, *, serving: bool
+    ) -> Planned:
+        """The plan for a spec.
+
+        An earlier choice for the same question stands as long as it can work. When it cannot and pods are `serving`
+        with it, there is no plan rather than another one: losing sight of a node must not restart what runs.
+        """
+
+
+class Renderer(Protocol):
+    """Makes the children."""
+
+    def __call__(
+        self,
+        resource: Manifest,
+        spec: LLMDeploymentSpec,
+        planned: Planned,
+        replicas: int | None,
+        live: LiveSettings,
+    ) -> Sequence[Manifest]:
+        """All children of a resource with its plan.
+
+        `replicas` None: leave the field out, another autoscaler owns it. Same arguments, same manifests.
+        """
