@@ -64,6 +64,7 @@ class EngineConnection(asyncio.Protocol):
         self._reused = False
         self._answered = False
         self._reading = True
+        self._keep = False
         self.idle_since = 0.0
         self._reset()
 
@@ -144,7 +145,7 @@ class EngineConnection(asyncio.Protocol):
                 receiver.on_answer(head, data, False)
             return
         self._receiver = receiver.connection = None
-        reusable = self._parser.should_keep_alive() and not receiver.head_only
+        reusable = self._keep and not receiver.head_only
         self._reset()
         if reusable and self.usable:
             self.resume()
@@ -200,6 +201,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._head.status = self._parser.get_status_code()
+        self._keep = self._parser.should_keep_alive()  # llhttp forgets it with the message's end
         if self._head.bodiless:
             self._head.length = 0
         if self._head.status >= 200:
