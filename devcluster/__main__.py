@@ -3,27 +3,63 @@
 import argparse
 import sys
 
-from devcluster import apiserver
+from devcluster import apiserver, cleanup, cluster
 from devcluster.paths import ClusterError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m devcluster", description="A real Kubernetes on this machine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start the cluster (again: finds it running)")
+    up.add_argument("--gpu-product", default="NVIDIA-L4", help="value of the node label nvidia.com/gpu.product")
+    up.add_argument("--gpus", type=int, default=8, help="GPUs that the node advertises")
+    up.add_argument("--gpu-memory-mib", type=int, default=23034)
+    up.add_argument("--compute-capability", default="8.9")
+    for command, text in (
+        ("down", "end everything and remove every trace"),
+        ("images", "build and import the project's images"),
+        ("addons", "start Prometheus and Redis"),
+        ("status", "what runs"),
+        ("kubeconfig", "print the path of the kubeconfig"),
+    ):
+        commands.add_parser(command, help=text)
+    commands.add_parser("tool", help="print the path of kubectl or helm").add_argument("name")
+    for command, text in (("apiserver-up", "an API server without a node"), ("apiserver-down", "end it")):
+        commands.add_parser(command, help=text).add_argument("--name", default="default")
+    return parser
 
 
 def main() -> int:
     """Run one command; 0: done, 1: failed, 3: this machine lacks something that the message names."""
-    parser = argparse.ArgumentParser(prog="python3 -m devcluster", description="A real Kubernetes on this machine.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in (("apiserver-up", "an API server without a node"), ("apiserver-down", "end it")):
-        commands.add_parser(command, help=text).add_argument("--name", default="default")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
-        match arguments.command:
-            case "apiserver-up":
-                print(apiserver.up(arguments.name).kubeconfig)
-            case "apiserver-down":
-                apiserver.down(arguments.name)
+        _run(arguments)
     except ClusterError as failed:
         print(f"devcluster: {failed}", file=sys.stderr)
         return failed.code
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    match arguments.command:
+        case "up":
+            cluster.up(arguments.gpu_product, arguments.gpus, arguments.gpu_memory_mib, arguments.compute_capability)
+        case "down":
+            cleanup.down(cluster.folder())
+        case "images":
+            cluster.load_images()
+        case "addons":
+            cluster.start_addons()
+        case "status":
+            print(cluster.status())
+        case "kubeconfig":
+            print(cluster.current().kubeconfig)
+        case "tool":
+            print(cluster.tool(arguments.name))
+        case "apiserver-up":
+            print(apiserver.up(arguments.name).kubeconfig)
+        case "apiserver-down":
+            apiserver.down(arguments.name)
 
 
 if __name__ == "__main__":

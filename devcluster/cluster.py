@@ -1,0 +1,97 @@
+"""The whole cluster: up, down, images, add-ons, status."""
+
+from pathlib import Path
+
+from devcluster import build, controlplane, images, node, preflight
+from devcluster.build import locked
+from devcluster.containerd import import_archive, start_containerd
+from devcluster.controlplane import ControlPlane, Ports
+from devcluster.paths import BRIDGE_ADDRESS, ROOT, ClusterError, state_dir
+from devcluster.shell import find_tool, say, wait_for
+
+PORTS = Ports(etcd=23790, etcd_peer=23800, api=16443)
+MANIFESTS = ROOT / "devcluster" / "manifests"
+
+
+def folder() -> Path:
+    """Where the running cluster lives."""
+    return state_dir() / "cluster"
+
+
+def current() -> ControlPlane:
+    """The running cluster; ClusterError when there is none."""
+    plane = controlplane.load(folder())
+    if plane is None or not plane.processes.running("kubelet"):
+        raise ClusterError("the local cluster is not up: run `python3 -m devcluster up`")
+    return plane
+
+
+def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability: str) -> ControlPlane:
+    """Start what does not run yet; a second call finds everything running."""
+    preflight.check_machine(needs_node=True)
+    preflight.install_packages()
+    place = folder()
+    with locked("up"):
+        plane = controlplane.load(place)
+        if plane is None or not plane.processes.running("kubelet"):
+            if plane is None:
+                preflight.check_no_other_kubernetes()
+            place.mkdir(parents=True, exist_ok=True)
+            archives = {images.COREDNS_IMAGE: images.coredns_archive()}
+            build.kubectl()
+            node.create_bridge(place)
+            plane = controlplane.start(place, BRIDGE_ADDRESS, PORTS, controllers=True, endpoints=True)
+            start_containerd(plane)
+            for image, archive in archives.items():
+                import_archive(place, image, archive)
+            node.start_node(plane)
+            _start_dns(plane)
+        node.advertise_gpus(plane, gpu_product, gpu_count, gpu_memory_mib, compute_capability)
+    say(f"up; kubeconfig: {plane.kubeconfig}")
+    return plane
+
+
+def load_images() -> None:
+    """Build the project's images from the source as it stands and import those that changed."""
+    plane = current()
+    for image, archive in images.project_archives().items():
+        import_archive(plane.folder, image, archive)
+
+
+def start_addons() -> None:
+    """Real Prometheus and Redis, as pods; returns when both are ready."""
+    plane = current()
+    import_archive(plane.folder, images.ADDONS_IMAGE, images.addons_archive())
+    for name in ("prometheus", "redis"):
+        plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", MANIFESTS / f"{name}.yaml")
+    for name in ("prometheus", "redis"):
+        plane.kubectl("rollout", "status", f"deployment/{name}", "-n", "monitoring", "--timeout=120s")
+
+
+def tool(name: str) -> Path:
+    """Path of kubectl or helm as the cluster uses them."""
+    match name:
+        case "kubectl":
+            return build.kubectl()
+        case "helm":
+            return build.helm()
+    return Path(find_tool(name))
+
+
+def status() -> str:
+    """One line a process, and whether the API server and the node are ready."""
+    plane = current()
+    lines = [f"{name}: {'running' if plane.processes.running(name) else 'STOPPED'}" for name in plane.processes.names()]
+    lines.append(f"API server: {'ready' if plane.healthy() else 'NOT READY'} at {plane.server}")
+    lines.append(f"node: {'Ready' if node.node_ready(plane) else 'NOT READY'}")
+    return "\n".join(lines)
+
+
+def _start_dns(plane: ControlPlane) -> None:
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", MANIFESTS / "coredns.yaml")
+
+    def answered() -> bool:
+        ready = "jsonpath={.status.readyReplicas}"
+        return plane.kubectl("get", "deployment", "coredns", "-n", "kube-system", "-o", ready).strip() == "1"
+
+    wait_for("cluster DNS", answered, 90)

@@ -1,0 +1,138 @@
+"""Bridge, kubelet and kube-proxy: the one node of the local cluster."""
+
+import json
+from pathlib import Path
+
+from devcluster import build
+from devcluster.containerd import containerd_socket
+from devcluster.controlplane import ControlPlane
+from devcluster.paths import BRIDGE, BRIDGE_ADDRESS, DNS_ADDRESS, NODE, POD_CIDR, ClusterError
+from devcluster.shell import find_tool, run, say, wait_for
+
+# What kubelet and kube-proxy change on the host; `down` puts the former values back.
+SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/route_localnet",
+    "net/bridge/bridge-nf-call-iptables",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+KUBELET_PORT = 17250
+PROXY_METRICS_PORT = 17249
+
+
+def create_bridge(folder: Path) -> None:
+    """The pods' bridge, whose address is also the node's and the API server's."""
+    _remember_sysctls(folder)
+    ip = find_tool("ip")
+    if BRIDGE in run([ip, "-o", "link", "show"]):
+        return
+    run([ip, "link", "add", BRIDGE, "type", "bridge"])
+    run([ip, "addr", "add", f"{BRIDGE_ADDRESS}/24", "dev", BRIDGE])
+    run([ip, "link", "set", BRIDGE, "up"])
+    for name in ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"):
+        file = Path("/proc/sys") / name
+        if file.exists():
+            file.write_text("1")
+
+
+def _remember_sysctls(folder: Path) -> None:
+    record = folder / "sysctls.json"
+    if not record.exists():
+        files = {name: Path("/proc/sys", name) for name in SYSCTLS}
+        record.write_text(json.dumps({n: f.read_text().strip() for n, f in files.items() if f.exists()}))
+
+
+def start_node(plane: ControlPlane) -> None:
+    """kubelet and kube-proxy; returns when the node is Ready."""
+    folder = plane.folder
+    program = build.kube()
+    config = folder / "kubelet.json"
+    config.write_text(json.dumps(_kubelet_config(folder), indent=1))
+    flags = [
+        f"--config={config}",
+        f"--kubeconfig={folder / 'kubelet.kubeconfig'}",
+        f"--container-runtime-endpoint=unix://{containerd_socket(folder)}",
+        f"--node-ip={BRIDGE_ADDRESS}",
+        f"--hostname-override={NODE}",
+        f"--root-dir={folder / 'kubelet'}",
+        f"--cert-dir={folder / 'kubelet-pki'}",
+    ]
+    plane.processes.start("kubelet", [program, "kubelet", *flags])
+    proxy = [
+        f"--kubeconfig={folder / 'proxy.kubeconfig'}",
+        "--proxy-mode=iptables",
+        f"--cluster-cidr={POD_CIDR}",
+        f"--hostname-override={NODE}",
+        "--conntrack-max-per-core=0",
+        "--healthz-bind-address=",
+        f"--metrics-bind-address=127.0.0.1:{PROXY_METRICS_PORT}",
+    ]
+    plane.processes.start("proxy", [program, "proxy", *proxy])
+    wait_for("the node", lambda: node_ready(plane), 90, plane.processes.log("kubelet"))
+    say("node ready")
+
+
+def node_ready(plane: ControlPlane) -> bool:
+    """Whether the API server has the node as Ready."""
+    path = 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'
+    try:
+        return plane.kubectl("get", "node", NODE, "-o", path).strip() == "True"
+    except ClusterError:
+        return False
+
+
+def advertise_gpus(plane: ControlPlane, product: str, count: int, memory_mib: int, capability: str) -> None:
+    """Make the node look as GPU feature discovery and the device plugin would: labels, and `nvidia.com/gpu`.
+
+    The scheduler then really counts the GPUs. Kubernetes documents patching the node's status for extended resources.
+    """
+    major, minor = capability.split(".")
+    labels = {
+        "nvidia.com/gpu.present": "true",
+        "nvidia.com/gpu.product": product,
+        "nvidia.com/gpu.memory": str(memory_mib),
+        "nvidia.com/gpu.count": str(count),
+        "nvidia.com/gpu.replicas": "1",
+        "nvidia.com/gpu.compute.major": major,
+        "nvidia.com/gpu.compute.minor": minor,
+    }
+    plane.kubectl("label", "node", NODE, "--overwrite", *(f"{name}={value}" for name, value in labels.items()))
+    amounts = {"nvidia.com/gpu": str(count)}
+    patch = json.dumps({"status": {"capacity": amounts, "allocatable": amounts}})
+    plane.kubectl("patch", "node", NODE, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def _kubelet_config(folder: Path) -> dict[str, object]:
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": BRIDGE_ADDRESS,
+        "port": KUBELET_PORT,
+        "healthzPort": 0,
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(folder / "pki" / "ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "cgroupDriver": "cgroupfs",
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "enforceNodeAllocatable": [],
+        "localStorageCapacityIsolation": False,
+        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
+        "imageGCHighThresholdPercent": 100,
+        "clusterDNS": [DNS_ADDRESS],
+        "clusterDomain": "cluster.local",
+        "resolvConf": "",
+        "podLogsDir": str(folder / "pod-logs"),
+        "volumePluginDir": str(folder / "volume-plugins"),
+        "staticPodPath": "",
+        "serializeImagePulls": True,
+        "nodeStatusUpdateFrequency": "5s",
+    }
