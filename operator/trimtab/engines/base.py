@@ -303,8 +303,6 @@ class ContainerFacts:
     """Why; shown to those who ask for a restricted pod."""
     read_only_root: bool
     """Works with a read-only root file system once `writable` is mounted."""
-    working_dir: str | None
-    """Folder to start in; None: the image's own."""
     writable: Mapping[str, str]
     """Volume name → mount path of scratch folders that must be writable."""
     cache_dir: str

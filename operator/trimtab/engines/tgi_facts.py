@@ -181,8 +181,9 @@ CONTAINER = ContainerFacts(
         " build an image from it that can, then set engine.image and engine.runAsNonRoot"
     ),
     read_only_root=False,
-    working_dir="/workdir",
-    writable=MappingProxyType({"workdir": "/workdir", "tmp": "/tmp"}),  # noqa: S108 - a mount, not a predictable file
+    # The router writes ./out/tokenizer.json below its working folder /usr/src; where it cannot, it falls back to the
+    # Python tokenizer with a single worker (router/src/server.rs).
+    writable=MappingProxyType({"out": "/usr/src/out", "tmp": "/tmp"}),  # noqa: S108 - a mount, not a file
     cache_dir="/data",
     token_env="HF_TOKEN",  # noqa: S106 - the name of a variable
 )
