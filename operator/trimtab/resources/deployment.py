@@ -36,7 +36,7 @@ def build_deployment(
     spec: LLMDeploymentSpec,
     plan: ServingPlan,
     engine: Engine,
-    replicas: int,
+    replicas: int | None,
     config_hash: str,
     sidecar_image: str,
     running: Manifest | None = None,
@@ -50,7 +50,7 @@ def build_deployment(
         "kind": "Deployment",
         "metadata": metadata(owner, annotations={SIDECAR_IMAGE: image, TEMPLATE_HASH: template_hash}, pod_like=True),
         "spec": {
-            "replicas": replicas,
+            **({} if replicas is None else {"replicas": replicas}),
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": startup_seconds(plan, engine.container) + _PROGRESS_MARGIN,
             "selector": {"matchLabels": selector_labels(owner)},

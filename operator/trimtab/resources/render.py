@@ -22,7 +22,7 @@ def render(
     owner: Owner,
     spec: LLMDeploymentSpec,
     plan: ServingPlan,
-    replicas: int,
+    replicas: int | None,
     live: LiveSettings | None = None,
     *,
     sidecar_image: str = DEFAULT_SIDECAR_IMAGE,
@@ -30,8 +30,9 @@ def render(
 ) -> tuple[Manifest, ...]:
     """The manifests, in the order in which they should be applied; the same input gives the same output.
 
-    `replicas` and `live` are decisions of the tuner (or of the spec), `running` is the Deployment that is in the
-    cluster now, if any (see `build_deployment`). Raises InvalidSpecError when the escape hatch `podTemplate` collides
+    `replicas` and `live` are decisions of the tuner (or of the spec); with `replicas` None the field is left out, for
+    another autoscaler to own. `running` is the Deployment that is in the cluster now, if any (see `build_deployment`).
+    Raises InvalidSpecError when the escape hatch `podTemplate` collides
     with what Trimtab itself sets.
     """
     engine = get_engine(plan.option.engine)

@@ -167,6 +167,11 @@ def test_what_the_tuner_decides_rolls_no_pod():
     assert (quiet["Deployment"]["spec"]["replicas"], busy["Deployment"]["spec"]["replicas"]) == (1, 7)
 
 
+def test_replicas_are_left_to_another_autoscaler_when_asked():
+    assert "replicas" not in rendered(spec_of(), None)["Deployment"]["spec"]
+    assert rendered(spec_of(), 0)["Deployment"]["spec"]["replicas"] == 0
+
+
 def test_a_change_of_the_static_configuration_rolls_pods():
     def config_hash(kinds):
         return kinds["Deployment"]["spec"]["template"]["metadata"]["annotations"][CONFIG_HASH]
