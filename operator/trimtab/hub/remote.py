@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from trimtab.catalog.hf_config import model_from_config
 from trimtab.catalog.models import ModelFacts
@@ -53,14 +54,7 @@ def fetch_model(model_id: str, revision: str | None = None, access: HubAccess = 
 def _config(model_id: str, revision: str | None, access: HubAccess) -> dict[str, Any]:
     offline = access.offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON")
     try:
-        path = hf_hub_download(
-            model_id,
-            "config.json",
-            revision=revision,
-            token=access.token,
-            etag_timeout=access.timeout_seconds,
-            local_files_only=offline,
-        )
+        text = _cached_config(model_id, revision) if offline else _remote_config(model_id, revision, access)
     except GatedRepoError:
         raise HubError(
             f"{model_id} is gated: accept its licence on the Hub and give a token (model.tokenSecretRef, HF_TOKEN)"
@@ -75,11 +69,31 @@ def _config(model_id: str, revision: str | None, access: HubAccess) -> dict[str,
     except EntryNotFoundError:
         raise HubError(f"{model_id} has no config.json: it is no model that can be served") from None
     except (HfHubHTTPError, OSError) as failed:
-        raise HubError(f"{model_id}: the Hub did not answer ({failed}): try again or use --model-config") from None
-    config = json.loads(Path(path).read_text("utf-8"))
+        raise HubError(
+            f"{model_id}: the Hub did not answer ({type(failed).__name__}): try again or use --model-config"
+        ) from None
+    try:
+        config = json.loads(text)
+    except ValueError as broken:
+        raise HubError(f"{model_id}: config.json is no JSON ({broken})") from None
     if not isinstance(config, dict):
         raise HubError(f"{model_id}: config.json is no object")
     return config
+
+
+def _cached_config(model_id: str, revision: str | None) -> str:
+    return Path(hf_hub_download(model_id, "config.json", revision=revision, local_files_only=True)).read_text("utf-8")
+
+
+def _remote_config(model_id: str, revision: str | None, access: HubAccess) -> str:
+    """One request without the retries of hf_hub_download: an unreachable Hub costs one time-out and no more."""
+    response = get_session().get(
+        hf_hub_url(model_id, "config.json", revision=revision),
+        headers=build_hf_headers(token=access.token),
+        timeout=access.timeout_seconds,
+    )
+    hf_raise_for_status(response)
+    return str(response.text)
 
 
 def _tensors(model_id: str, revision: str | None, access: HubAccess) -> TensorSummary | None:
