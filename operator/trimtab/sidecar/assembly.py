@@ -6,6 +6,7 @@ from trimtab.sidecar.cache.memory import LruMemory
 from trimtab.sidecar.cache.request import read_call
 from trimtab.sidecar.config import Config
 from trimtab.sidecar.gateway import Parts
+from trimtab.sidecar.interfaces import RemoteTier
 
 
 def build_parts(config: Config) -> Parts:
@@ -19,9 +20,25 @@ def build_parts(config: Config) -> Parts:
         policy=exact.policy,
         partitioned=config.cache.semantic.enabled,
     )
+    memory = LruMemory(exact.max_bytes, max_entry_bytes=exact.max_entry_bytes)
     return Parts(
         read_call=read_call,
         keyer=keyer,
         make_entry=make_entry,
-        memory=LruMemory(exact.max_bytes, max_entry_bytes=exact.max_entry_bytes),
+        memory=memory,
+        remote=_remote(config, keyer.namespace, memory),
+    )
+
+
+def _remote(config: Config, namespace: bytes, memory: LruMemory) -> RemoteTier | None:
+    if config.cache.redis is None:
+        return None
+    from trimtab.sidecar.cache.redis import RedisTier  # imported by those who use it: it takes 0.2 s
+
+    return RedisTier(
+        config.cache.redis,
+        namespace=namespace,
+        secret=(config.cache.secret or "").encode(),
+        max_entry_bytes=config.cache.exact.max_entry_bytes,
+        on_invalidated=memory.clear,
     )
