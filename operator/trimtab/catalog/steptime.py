@@ -172,7 +172,7 @@ def _cached(key: tuple[str, str], quantization: str, gpus: int, kv_bytes: float)
     entry = listed or _nearest(wanted)
     # 8-bit floats on weight-only kernels for 8-bit integers: the same bytes, but not the kernel that was measured.
     exact = listed is not None and not (quantization == "fp8" and wanted.format == INT8_WEIGHTS)
-    return _scaled(entry, wanted, slowdown, kv_bytes, exact=exact)
+    return _scaled(entry, measured_replica(entry) if exact else wanted, slowdown, kv_bytes, exact=exact)
 
 
 def _replica(model: ModelFacts, gpu: GpuFacts, gpus: int, quantization: str) -> Replica:
