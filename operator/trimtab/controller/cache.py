@@ -17,6 +17,7 @@ from trimtab.controller.objects import (
     resource_version,
     trimmed,
 )
+from trimtab.resources.identity import shortened
 
 
 class ObjectCache:
@@ -30,6 +31,7 @@ class ObjectCache:
         self._objects: dict[Kind, dict[Ref, Manifest]] = {}
         self._children: dict[Key, set[Ref]] = {}
         self._removed: dict[Ref, int] = {}
+        self._by_label: dict[Key, Key] = {}
         self.on_change = on_change or (lambda _key: None)
 
     def record(self, kind: Kind, manifest: Manifest, *, quiet: bool = False) -> None:
@@ -61,7 +63,9 @@ class ObjectCache:
         if known is None:
             return
         parent = parent_of(ref.kind, known)
-        if parent is not None and ref.kind != LLM_DEPLOYMENT:
+        if parent is not None and ref.kind == LLM_DEPLOYMENT:
+            self._by_label.pop(label_key(parent), None)
+        elif parent is not None:
             refs = self._children.get(parent, set())
             refs.discard(ref)
             if not refs:
@@ -110,7 +114,7 @@ class ObjectCache:
         return {kind.name: len(found) for kind, found in self._objects.items()}
 
     def _below(self, key: Key) -> Iterator[tuple[Ref, Manifest]]:
-        for ref in sorted(self._children.get(key, ()), key=lambda ref: (ref.kind.name, ref.name)):
+        for ref in sorted(self._children.get(label_key(key), ()), key=lambda ref: (ref.kind.name, ref.name)):
             found = self.get(ref)
             if found is not None:
                 yield ref, found
@@ -118,13 +122,22 @@ class ObjectCache:
     def _store(self, ref: Ref, manifest: Manifest) -> None:
         self._objects.setdefault(ref.kind, {})[ref] = manifest
         parent = parent_of(ref.kind, manifest)
-        if parent is not None and ref.kind != LLM_DEPLOYMENT:
+        if parent is None:
+            return
+        if ref.kind == LLM_DEPLOYMENT:
+            self._by_label[label_key(parent)] = parent
+        else:
             self._children.setdefault(parent, set()).add(ref)
 
     def _changed(self, kind: Kind, manifest: Manifest) -> None:
         parent = parent_of(kind, manifest)
         if parent is not None or kind == NODE:
-            self.on_change(parent)
+            self.on_change(self._by_label.get(parent, parent) if parent is not None else None)
+
+
+def label_key(key: Key) -> Key:
+    """What the label of the children says: long names do not fit into a label as they are."""
+    return Key(key.namespace, shortened(key.name))
 
 
 def _uid(manifest: Manifest) -> str:

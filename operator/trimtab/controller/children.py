@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trimtab.api import API_VERSION, KIND
+from trimtab.api import KIND
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.difference import difference, fingerprint, stamped
 from trimtab.controller.kube import (
@@ -29,6 +29,7 @@ from trimtab.controller.objects import (
 )
 from trimtab.controller.reasons import Reason
 from trimtab.controller.status import Failure
+from trimtab.resources.identity import shortened
 
 LIVE_FILE = "live.json"
 
@@ -71,7 +72,7 @@ class Children:
         """
         ordered = sorted(manifests, key=lambda manifest: CHILD_KINDS.index(ref_of(manifest).kind))
         for manifest in ordered:
-            await self._apply_one(resource, stamped(_owned(resource, manifest)))
+            await self._apply_one(resource, stamped(manifest))
         wanted = {ref_of(manifest) for manifest in manifests}
         await self._prune(resource, wanted)
 
@@ -147,16 +148,4 @@ def _ours(resource: Manifest, live: Manifest) -> bool:
         return True
     labels = live["metadata"].get("labels") or {}
     foreign = [owner for owner in live["metadata"].get("ownerReferences") or () if owner.get("kind") != KIND]
-    return labels.get(OWNER_LABEL) == resource["metadata"]["name"] and bool(owners) and not foreign
-
-
-def _owned(resource: Manifest, manifest: Manifest) -> Manifest:
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": resource["metadata"]["name"],
-        "uid": resource["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
-    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [owner]}}
+    return labels.get(OWNER_LABEL) == shortened(resource["metadata"]["name"]) and bool(owners) and not foreign

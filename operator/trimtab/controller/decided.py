@@ -6,37 +6,13 @@ between two writes never leaves them apart. Status is its mirror, and the fallba
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from trimtab.api.spec import LLMDeploymentSpec
 from trimtab.controller.difference import fingerprint
 from trimtab.controller.objects import DECIDED_ANNOTATION, Manifest, owner_uids
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSettings:
-    """What the sidecars take from live.json; None: the sidecar's default."""
-
-    max_in_flight: int | None = None
-    """Requests in flight to each engine."""
-    max_queue: int | None = None
-    """Requests waiting in each sidecar."""
-    queue_timeout_seconds: float | None = None
-    """Longest wait there."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of live.json."""
-        return {
-            "maxInFlight": self.max_in_flight,
-            "maxQueue": self.max_queue,
-            "queueTimeoutSeconds": self.queue_timeout_seconds,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """From the content of live.json."""
-        return cls(value.get("maxInFlight"), value.get("maxQueue"), value.get("queueTimeoutSeconds"))
+from trimtab.resources.sidecar_config import LiveSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +49,13 @@ class Decided:
 
     replicas: int | None = None
     """Pods wanted by the tuner; None: not decided yet."""
-    live: LiveSettings = LiveSettings()
+    live: LiveSettings = field(default_factory=LiveSettings)
     choice: Choice | None = None
 
     def to_annotation(self) -> str:
         """The record as text."""
         choice = self.choice.to_json() if self.choice else None
-        record = {"replicas": self.replicas, "live": self.live.to_json(), "choice": choice}
+        record = {"replicas": self.replicas, "live": asdict(self.live), "choice": choice}
         return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -90,7 +66,7 @@ class Decided:
             choice = record.get("choice")
             return cls(
                 replicas=int(record["replicas"]) if record.get("replicas") is not None else None,
-                live=LiveSettings.from_json(record.get("live") or {}),
+                live=LiveSettings(**(record.get("live") or {})),
                 choice=Choice.from_json(choice) if choice else None,
             )
         except (AttributeError, KeyError, TypeError) as wrong:

@@ -16,7 +16,7 @@ from trimtab.controller.book import Book, Record
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.children import Children, NameTakenError, failure_of
 from trimtab.controller.clock import Clock, rfc3339
-from trimtab.controller.decided import Decided, LiveSettings, clamp_live, clamp_replicas
+from trimtab.controller.decided import Decided, clamp_live, clamp_replicas
 from trimtab.controller.events import Events
 from trimtab.controller.kube import ApiFailure, KubeClient, NotFound
 from trimtab.controller.objects import (
@@ -33,6 +33,7 @@ from trimtab.controller.reasons import Finding, Reason
 from trimtab.controller.report import build_status, same_status, status_manifest, transitions
 from trimtab.controller.seams import Planned, Planner, Renderer
 from trimtab.controller.status import Facts, TuningFindings
+from trimtab.resources.sidecar_config import LiveSettings
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +140,15 @@ class Reconciler:
         if planned.problem:
             return Wanted(spec, planned=planned, replicas=observed.deployment_replicas, live=record.decided.live)
         record.decided = Decided(record.decided.replicas, record.decided.live, planned.choice)
-        replicas = (
-            observed.deployment_replicas if observed.autoscaler else clamp_replicas(spec, record.decided.replicas)
-        )
         live = clamp_live(spec, record.decided.live, planned.first_limit)
-        rendered = self._render(observed.resource, spec, planned, None if observed.autoscaler else replicas, live)
+        replicas = clamp_replicas(spec, record.decided.replicas)
+        asked = None if observed.autoscaler else replicas
+        try:
+            rendered = self._render(observed.resource, spec, planned, asked, live, observed.deployment)
+        except InvalidSpecError as invalid:
+            return Wanted(spec, str(invalid), replicas=observed.deployment_replicas, live=record.decided.live)
+        if observed.autoscaler:
+            replicas = observed.deployment_replicas
         manifests = tuple(_with_record(manifest, record.decided) for manifest in rendered)
         return Wanted(spec, planned=planned, replicas=replicas, live=live, manifests=manifests)
 

@@ -9,6 +9,7 @@ from trimtab.controller.book import Record
 from trimtab.controller.objects import MANAGED_BY_LABEL, OWNER_LABEL, Manifest
 from trimtab.controller.reasons import ConditionType
 from trimtab.controller.status import Facts, conditions_of
+from trimtab.resources.identity import shortened
 
 _OURS = {kind.value for kind in ConditionType}
 
@@ -27,7 +28,7 @@ class Note:
 
 def selector_of(name: str) -> str:
     """Label selector of the pods, for the scale subresource."""
-    return f"{MANAGED_BY_LABEL}=trimtab,{OWNER_LABEL}={name}"
+    return f"{MANAGED_BY_LABEL}=trimtab,{OWNER_LABEL}={shortened(name)}"
 
 
 def build_status(

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trimtab.api.spec import LLMDeploymentSpec
-from trimtab.controller.decided import Choice, LiveSettings
+from trimtab.controller.decided import Choice
 from trimtab.controller.objects import Manifest
 from trimtab.engines.base import FailurePattern
 from trimtab.plan.types import ServingPlan
+from trimtab.resources.sidecar_config import LiveSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,10 @@ class Renderer(Protocol):
         planned: Planned,
         replicas: int | None,
         live: LiveSettings,
+        running: Manifest | None,
     ) -> Sequence[Manifest]:
-        """All children of a resource with its plan.
+        """All children of a resource with its plan, owned by it.
 
-        `replicas` None: leave the field out, another autoscaler owns it. Same arguments, same manifests.
+        `replicas` None: leave the field out, another autoscaler owns it. `running` is the Deployment in the cluster.
+        Same arguments, same manifests. Raises InvalidSpecError where the spec collides with what Trimtab sets.
         """

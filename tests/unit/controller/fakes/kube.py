@@ -235,7 +235,7 @@ def failing(code: int, reason: str = "", retry_after: float | None = None) -> Ap
     return failure_for("test", code, {"reason": reason, "message": f"injected {code}"}, retry_after)
 
 
-def resource(name: str, namespace: str, spec: Mapping[str, Any]) -> Manifest:
+def make_resource(name: str, namespace: str, spec: Mapping[str, Any]) -> Manifest:
     """An LLMDeployment as a user applies it."""
     return {
         "apiVersion": LLM_DEPLOYMENT.api_version,
@@ -308,5 +308,5 @@ __all__ = [
     "failing",
     "kind_of",
     "kinds_written",
-    "resource",
+    "make_resource",
 ]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.unit.controller.fakes.kube import FakeKube, WatchEvent, resource
+from tests.unit.controller.fakes.kube import FakeKube, WatchEvent, make_resource
 
 from trimtab.api.spec import LLMDeploymentSpec
 from trimtab.controller.book import Book
 from trimtab.controller.cache import ObjectCache
-from trimtab.controller.decided import Choice, LiveSettings, asked_of
+from trimtab.controller.decided import Choice, asked_of
 from trimtab.controller.events import Events
 from trimtab.controller.objects import (
     CONFIG_MAP,
@@ -28,6 +28,9 @@ from trimtab.controller.objects import (
 )
 from trimtab.controller.reconcile import Reconciler
 from trimtab.controller.seams import Planned
+from trimtab.resources.identity import Owner
+from trimtab.resources.identity import metadata as child_metadata
+from trimtab.resources.sidecar_config import LiveSettings
 
 KEY = Key("team", "chat")
 SPEC: dict[str, Any] = {
@@ -79,20 +82,23 @@ class FakePlanner:
 
 
 def render(
-    owner: Manifest, spec: LLMDeploymentSpec, planned: Planned, replicas: int | None, live: LiveSettings
+    resource: Manifest,
+    spec: LLMDeploymentSpec,
+    planned: Planned,
+    replicas: int | None,
+    live: LiveSettings,
+    running: Manifest | None,
 ) -> list[Manifest]:
     """Three children, enough to see order, drift and records."""
-    metadata = owner["metadata"]
-    labels = {
-        "app.kubernetes.io/managed-by": "trimtab",
-        "trimtab.dev/deployment": metadata["name"],
-    }
+    metadata = resource["metadata"]
+    owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"])
+    labels = child_metadata(owner)["labels"]
 
-    def child(kind: Kind, name: str, body: Mapping[str, Any]) -> Manifest:
+    def child(kind: Kind, suffix: str, body: Mapping[str, Any]) -> Manifest:
         return {
             "apiVersion": kind.api_version,
             "kind": kind.name,
-            "metadata": {"namespace": metadata["namespace"], "name": name, "labels": labels},
+            "metadata": child_metadata(owner, suffix),
             **body,
         }
 
@@ -104,11 +110,11 @@ def render(
     if replicas is not None:
         workload["replicas"] = replicas
     children = [
-        child(CONFIG_MAP, f"{metadata['name']}-sidecar", {"data": {"live.json": json.dumps(live.to_json())}}),
-        child(DEPLOYMENT, metadata["name"], {"spec": workload}),
+        child(CONFIG_MAP, "sidecar", {"data": {"live.json": json.dumps({"maxInFlight": live.max_in_flight})}}),
+        child(DEPLOYMENT, "", {"spec": workload}),
     ]
     if spec.cache.exact.enabled:
-        children.append(child(SERVICE, metadata["name"], {"spec": {"ports": [{"port": 80}], "selector": labels}}))
+        children.append(child(SERVICE, "", {"spec": {"ports": [{"port": 80}], "selector": labels}}))
     return children
 
 
@@ -157,7 +163,7 @@ class World:
 
     def create(self, spec: Mapping[str, Any] = SPEC, name: str = KEY.name) -> Manifest:
         """A user applies an LLMDeployment."""
-        return self.kube.seed(resource(name, KEY.namespace, spec))
+        return self.kube.seed(make_resource(name, KEY.namespace, spec))
 
     async def visit(self, key: Key = KEY) -> None:
         """One visit."""
