@@ -64,6 +64,7 @@ class Flight:
         self._held: bytes | None = None
         self._tail = b""
         self._paused = False
+        self._healthy = False  # the engine generates
         self.over = False
 
     # --- before the engine
@@ -189,10 +190,10 @@ class Flight:
             return
         now = monotonic()
         self.deadline = now + self.gateway.config.engine.silence_timeout_seconds
-        if self.response is not None and self.response.status == 200 and self.head.route.generates:
-            self.gateway.last_answer = now
         if head is not None:
             self._open(head)
+        if self._healthy:
+            self.gateway.last_answer = now
         if self._held is not None:
             data = self._held + data
             self._held = data
@@ -213,6 +214,7 @@ class Flight:
     def _open(self, head: ResponseHead) -> None:
         self.response = head
         self.fields = _fields(head)
+        self._healthy = head.status == 200 and self.head.route.generates
         if head.status != 200:
             self.recorded = None
             if head.status >= 500 or head.status in (424, 429):

@@ -276,10 +276,10 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def running(engine: Engine, directory: Path, **change: Any) -> AsyncIterator[Sidecar]:
+async def running(upstream: int, directory: Path, change: dict[str, Any]) -> AsyncIterator[Sidecar]:
     config = merged(
         {
-            "upstream": f"http://127.0.0.1:{engine.port}",
+            "upstream": f"http://127.0.0.1:{upstream}",
             "identity": {"model": "m"},
             "listen": {"host": "127.0.0.1", "port": 0, "metricsPort": 0},
             "drainTimeoutSeconds": 5,
@@ -305,7 +305,7 @@ async def start(engine: Engine, tmp_path: Path) -> AsyncIterator[Start]:
     stack: list[Any] = []
 
     async def run(**change: Any) -> Sidecar:
-        context = running(engine, tmp_path, **change)
+        context = running(engine.port, tmp_path, change)
         stack.append(context)
         return await context.__aenter__()
 
