@@ -38,6 +38,7 @@ def _clean_host(folder: Path) -> None:
     _remove_bridge()
     _remove_cgroups()
     _remove_log_links(folder)
+    _remove_empty(Path("/var/lib/kubelet/device-plugins"), Path("/var/lib/kubelet"), Path("/var/log/containers"))
     _restore_sysctls(folder)
 
 
@@ -120,6 +121,13 @@ def _remove_log_links(folder: Path) -> None:
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and str(link.readlink()).startswith(str(folder)):
             link.unlink()
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Folders that the kubelet makes at fixed places, unless somebody else uses them."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _restore_sysctls(folder: Path) -> None:

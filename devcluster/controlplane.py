@@ -158,6 +158,7 @@ def _apiserver_flags(plane: ControlPlane, *, endpoints: bool) -> list[str]:
         f"--service-account-signing-key-file={folder / 'sa.key'}",
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-cluster-ip-range={SERVICE_CIDR}",
+        "--kubelet-preferred-address-types=InternalIP",
         "--authorization-mode=Node,RBAC",
         "--allow-privileged=true",
         "--profiling=false",

@@ -21,7 +21,7 @@ PROJECT_IMAGES = {
     "docker.io/trimtab/tgi-sim:dev": ("tgi-sim", "simulator.txt"),
 }
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
-ADDON_PACKAGES = "prometheus,redis-server,ca-certificates"
+ADDON_PACKAGES = "prometheus,redis-server,python3-minimal,libpython3-stdlib"
 _TRIM = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 
 
