@@ -201,7 +201,7 @@ class QuantizationRule:
 
     def _implementation_problem(self, model: ModelFacts) -> str | None:
         if self.native_models_only and not model.tgi_native:
-            return f"{model.family} runs through transformers, which does not take {self.name}"
+            return f"{model.family} runs through transformers, which does not take {self.name}: use none"
         return None
 
 

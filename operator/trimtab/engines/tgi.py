@@ -91,7 +91,9 @@ class TgiEngine:
             return f"TGI has no quantization {settings.quantization}"
         newest = tgi_facts.NEWEST_COMPUTE_CAPABILITY
         if gpu.compute_capability is not None and gpu.compute_capability > newest:
-            return f"TGI {self.version} has no kernels for {gpu.id}: they end at compute capability {newest:.1f}"
+            return f"TGI {self.version} has no kernels for {gpu.id}: use a compute capability of at most {newest:.1f}"
+        if gpu.host_architecture != "amd64":
+            return f"TGI {self.version} has images for amd64 only: use a GPU in other machines than {gpu.id}"
         if rule.name == "gptq" and gpu.vendor == "nvidia" and model.checkpoint and model.checkpoint.method == "awq":
             return f"{model.id} is stored as awq: use quantization awq"
         return (
@@ -190,9 +192,9 @@ def _sharding_problem(model: ModelFacts, shards: int) -> str | None:
     if not model.tgi_native:
         return f"{model.family} has no sharded implementation in TGI: use one GPU"
     if model.num_heads % shards:
-        return f"{model.num_heads} attention heads cannot be divided among {shards} GPUs"
+        return f"{model.num_heads} attention heads cannot be divided among {shards} GPUs: use fewer GPUs"
     if model.num_kv_heads > 1 and model.num_kv_heads % shards:
-        return f"{model.num_kv_heads} key-value heads cannot be divided among {shards} GPUs"
+        return f"{model.num_kv_heads} key-value heads cannot be divided among {shards} GPUs: use fewer GPUs"
     return None
 
 
@@ -203,12 +205,12 @@ def _kv_problem(settings: EngineSettings, model: ModelFacts, gpu: GpuFacts) -> s
     if dtype not in ("fp8_e4m3fn", "fp8_e5m2"):
         return f"TGI has no KV cache in {dtype}: use model, fp8_e4m3fn or fp8_e5m2"
     if not model.tgi_native:
-        return f"{model.family} runs through transformers, whose KV cache keeps the model's dtype"
+        return f"{model.family} runs through transformers: use its KV cache in the model's dtype"
     if gpu.vendor == "amd" and dtype == "fp8_e5m2":
         return "ROCm has no KV cache in fp8_e5m2: use fp8_e4m3fn"
     backend = resolve_attention(settings, model, gpu).backend
     if backend == "flashdecoding":
-        return f"an FP8 KV cache needs flashinfer or paged attention, {model.id} gets {backend}"
+        return f"an FP8 KV cache needs flashinfer or paged attention, {model.id} gets {backend}: use kvCacheDtype model"
     return None
 
 

@@ -338,6 +338,8 @@ class _Group:
             reason = f"no step times are known for {pool.gpu.id}: add a calibration or use a listed GPU"
             candidate.reject(RejectionKind.RULE, reason)
             return
+        if self.batch.kv_bytes_per_element == 1 and calibration is None:
+            step = replace(step, per_kv_token_ms=step.per_kv_token_ms / 2, estimate=True)
         candidate.step = step
         work = Workload(
             load=request.load,

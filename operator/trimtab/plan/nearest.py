@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from trimtab.api.errors import FieldError
 from trimtab.engines.base import Engine
-from trimtab.plan.candidates import DEFAULT_CONTEXT, StepTimes
+from trimtab.plan.candidates import DEFAULT_CONTEXT, StepTimes, default_input_tokens
 from trimtab.plan.choose import plan
 from trimtab.plan.types import Option, PlanRequest, PlanResult, SloTargets
 
@@ -26,9 +26,13 @@ def with_nearest(request: PlanRequest, result: PlanResult, engine: Engine, steps
 
 
 def _suggestions(request: PlanRequest, engine: Engine, steps: StepTimes) -> Iterator[FieldError]:
+    found: set[str] = set()
     for field, value, changed in _relaxations(request):
+        if field in found:
+            continue
         option = _planned(changed, engine, steps)
         if option is not None:
+            found.add(field)
             yield FieldError(field, value, _message(request), _allowed(field, option, changed))
 
 
@@ -65,10 +69,8 @@ def _relaxations(request: PlanRequest) -> Iterator[tuple[str, object, PlanReques
         yield "spec.quantization", request.quantization, replace(request, quantization="auto")
     if request.gpus_per_replica is not None:
         yield "spec.hardware.gpusPerReplica", request.gpus_per_replica, replace(request, gpus_per_replica=None)
-    if request.max_total_tokens is not None and request.max_total_tokens > DEFAULT_CONTEXT:
-        shorter = _shorter(request)
-        if shorter is not None:
-            yield "spec.context.maxTotalTokens", request.max_total_tokens, shorter
+    for shorter in _shorter(request):
+        yield "spec.context.maxTotalTokens", request.max_total_tokens, shorter
     if request.slo:
         alone = replace(request.batching, max_batch_size=1)
         yield "spec.slo", _stated(request.slo), replace(request, slo=SloTargets(), batching=alone)
@@ -77,16 +79,13 @@ def _relaxations(request: PlanRequest) -> Iterator[tuple[str, object, PlanReques
         yield "spec.hardware.gpuProducts", products, replace(request, pools=request.alternatives)
 
 
-def _shorter(request: PlanRequest) -> PlanRequest | None:
-    """Half the context, as often as it takes, but no less than a usual one."""
-    total = request.max_total_tokens or 0
-    half = max(DEFAULT_CONTEXT, total // 2)
-    prompt = request.max_input_tokens
-    return replace(
-        request,
-        max_total_tokens=half,
-        max_input_tokens=None if prompt is None else min(prompt, half - min(half // 4, 1024)),
-    )
+def _shorter(request: PlanRequest) -> Iterator[PlanRequest]:
+    """The context halved, as often as it takes, but never below a usual one."""
+    total, prompt = request.max_total_tokens or 0, request.max_input_tokens
+    while total > DEFAULT_CONTEXT:
+        total = max(DEFAULT_CONTEXT, total // 2)
+        fitting = None if prompt is None else min(prompt, default_input_tokens(total))
+        yield replace(request, max_total_tokens=total, max_input_tokens=fitting)
 
 
 def _stated(slo: SloTargets) -> str:
