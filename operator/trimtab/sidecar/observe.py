@@ -17,7 +17,7 @@ _IN = re.compile(rb'"(?:input_length|prompt_tokens)":\s*(\d{1,9})')
 class StreamWatch:
     """Follows a stream of server-sent events piece by piece, without parsing the events."""
 
-    __slots__ = ("_break", "_comments", "events", "first", "last", "tail")
+    __slots__ = ("_between", "_break", "events", "first", "last", "tail")
 
     def __init__(self) -> None:
         self.events = 0
@@ -25,16 +25,17 @@ class StreamWatch:
         self.last = 0.0
         self.tail = b""
         self._break = False
-        self._comments = 0
+        self._between = True  # the last piece ended with an event
 
     def feed(self, data: bytes, now: float) -> None:
         """Count the events that end in `data`."""
         count = data.count(b"\n\n")
         if self._break and data[:1] == b"\n":
             count += 1
-        self._break = data[-1:] == b"\n" and data[-2:] != b"\n\n"
-        if data[:1] == b":":
+        if self._between and data[:1] == b":":
             count -= 1  # keep-alive comments come in a piece of their own
+        self._between = data[-2:] == b"\n\n" or (self._break and data == b"\n")
+        self._break = data[-1:] == b"\n" and not self._between
         if count > 0:
             if not self.events:
                 self.first = now
