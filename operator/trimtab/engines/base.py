@@ -275,11 +275,12 @@ class Drain:
     """How the engine ends."""
 
     graceful_seconds: int
-    """After SIGTERM: how long open requests may take before the engine cuts them."""
+    """How long open requests may take: first while the sidecar waits for them, then, where the engine drains by
+    itself, after SIGTERM."""
     stop_seconds: int
     """On top: what the engine needs to stop once drained."""
     pre_stop_seconds: int
-    """Before SIGTERM: wait until no more requests are sent to the pod."""
+    """Before: until no more requests are sent to the pod."""
 
     @property
     def termination_grace_seconds(self) -> int:

@@ -1,8 +1,9 @@
 """The two containers of a pod.
 
 The sidecar is a native one (an init container that keeps running): it starts before the engine and, when the pod ends,
-is told to stop only after the engine has ended. So it goes on serving while the engine's preStop hook waits for
-endpoints to be updated and while the engine finishes what it is working on.
+is told to stop only after the engine has ended. The engine's preStop hook asks the sidecar to drain: it goes on serving
+until nodes send no new connections and nothing is queued or in flight. Only then is the engine told to stop, because
+from that moment it accepts nothing more (TGI) or breaks off what it is working on (vLLM).
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ SIDECAR_OVERHEAD_BYTES = 512 * 2**20
 """On top of the cache: interpreter, connections, and request bodies in flight (256 MiB at most)."""
 CACHE_BOOKKEEPING = 1.25
 """Memory of a cached byte with keys and object headers."""
+SIDECAR_STOP_SECONDS = 5
+DRAIN_PATH = "/drain"
 _ENGINE_FLOOR = {"cpu": "100m", "memory": "512Mi"}
 _SIDECAR_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 
@@ -37,7 +40,6 @@ def startup_seconds(plan: ServingPlan, facts: ContainerFacts) -> int:
 def engine_container(spec: LLMDeploymentSpec, plan: ServingPlan, engine: Engine) -> Manifest:
     """The container `engine`."""
     facts = engine.container
-    drain = engine.drain(plan.settings)
     container: Manifest = {
         "name": "engine",
         "image": spec.engine.image or engine.image(plan.pool.gpu),
@@ -50,7 +52,8 @@ def engine_container(spec: LLMDeploymentSpec, plan: ServingPlan, engine: Engine)
         "startupProbe": _startup_probe(facts, startup_seconds(plan, facts)),
         "readinessProbe": _http_probe(facts.health_path, "engine", facts.readiness),
         "livenessProbe": _http_probe(facts.health_path, "engine", facts.liveness),
-        "lifecycle": {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}},
+        # By number: names of ports are looked up in the hook's own container only.
+        "lifecycle": {"preStop": {"httpGet": {"path": DRAIN_PATH, "port": METRICS_PORT}}},
         "securityContext": engine_security(facts, spec.engine.run_as_non_root),
         # The controller reads why an engine ended from the last lines of its log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -119,8 +122,8 @@ def sidecar_container(spec: LLMDeploymentSpec, image: str) -> Manifest:
 
 
 def termination_grace_seconds(drain: Drain) -> int:
-    """preStop, the engine's own drain, and a little for the sidecar, which ends last."""
-    return drain.termination_grace_seconds + 5
+    """The drain, the engine's own end, and a little for the sidecar, which ends last."""
+    return drain.termination_grace_seconds + SIDECAR_STOP_SECONDS
 
 
 def _startup_probe(facts: ContainerFacts, seconds: int) -> Manifest:

@@ -34,6 +34,7 @@ class LiveSettings:
 def sidecar_config(spec: LLMDeploymentSpec, plan: ServingPlan) -> dict[str, Any]:
     """config.json: depends only on the spec and on what the engine serves, never on what the tuner decides."""
     exact = spec.cache.exact
+    drain = get_engine(plan.option.engine).drain(plan.settings)
     return {
         "upstream": f"http://127.0.0.1:{ENGINE_PORT}",
         "identity": {
@@ -52,6 +53,7 @@ def sidecar_config(spec: LLMDeploymentSpec, plan: ServingPlan) -> dict[str, Any]
                 "ttlSeconds": parse_duration(exact.ttl),
             }
         },
+        "drainTimeoutSeconds": drain.pre_stop_seconds + drain.graceful_seconds,
     }
 
 

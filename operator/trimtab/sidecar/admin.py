@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from trimtab.sidecar.errors import REASONS, RefusedError
 from trimtab.sidecar.gateway import Gateway
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
 _MAX_HEAD = 16 * 1024
+SETTLE = 10.0
+"""Seconds until every node has heard that the pod is ending and sends it no new connections."""
+_DRAIN_STEP = 0.1
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _JSON = b"application/json"
 
@@ -21,17 +25,19 @@ Answer = tuple[int, bytes, bytes]
 
 
 class Admin:
-    """GET /metrics, /healthz, /readyz, /status; POST /cache/clear."""
+    """GET /metrics, /healthz, /readyz, /status, /drain; POST /cache/clear."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._health = Health(gateway)
+        self._drains = 0
         self._heads = HeadReader(secret=b"", key_map=lambda where: None)
         self._routes: dict[tuple[bytes, bytes], Callable[[], Awaitable[Answer]]] = {
             (b"GET", b"/metrics"): self._metrics,
             (b"GET", b"/healthz"): self._healthz,
             (b"GET", b"/readyz"): self._readyz,
             (b"GET", b"/status"): self._status,
+            (b"GET", b"/drain"): self._drain,
             (b"POST", b"/cache/clear"): self._clear,
         }
 
@@ -114,6 +120,28 @@ class Admin:
             "cacheEntries": len(gateway.parts.memory) if gateway.parts.memory is not None else 0,
         }
         return 200, _JSON, json.dumps(status).encode()
+
+    async def _drain(self) -> Answer:
+        """Answer once no request is in flight, at most `drainTimeoutSeconds` later.
+
+        The engine's preStop hook waits here (hooks can only GET), because an engine that is told to stop accepts
+        nothing more: what still waits in the queue before it, or runs in an engine that does not finish, would be lost.
+        While the hook waits, readiness is refused and every answer closes its connection.
+        """
+        gateway = self._gateway
+        gateway.draining = True
+        self._drains += 1
+        begin = monotonic()
+        try:
+            while (waited := monotonic() - begin) < gateway.config.drain_timeout_seconds:
+                if waited >= SETTLE and not gateway.active:
+                    break
+                await asyncio.sleep(_DRAIN_STEP)
+        finally:
+            self._drains -= 1
+            # Nobody may take a pod out of service for good by asking this.
+            gateway.draining = gateway.stopping or self._drains > 0
+        return 200, _JSON, json.dumps({"active": gateway.active, "seconds": round(waited, 1)}).encode()
 
     async def _clear(self) -> Answer:
         parts = self._gateway.parts

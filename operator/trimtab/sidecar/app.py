@@ -57,7 +57,7 @@ class App:
 
     def stop(self) -> None:
         """Begin to end: what SIGTERM does."""
-        self.gateway.draining = True
+        self.gateway.stopping = self.gateway.draining = True
         self._stop.set()
 
     async def run(self) -> None:
@@ -75,7 +75,7 @@ class App:
         While draining, readiness is refused and every answer closes its connection; the listener stays open, because
         whoever still sends here has not heard yet and would otherwise get an error.
         """
-        self.gateway.draining = True
+        self.gateway.stopping = self.gateway.draining = True
         deadline = monotonic() + self.config.drain_timeout_seconds
         quiet_since = monotonic()
         while monotonic() < deadline and monotonic() - quiet_since < QUIET:

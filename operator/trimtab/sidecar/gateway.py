@@ -74,6 +74,7 @@ class Gateway:
         self.active = 0  # exchanges
         self.buffered = 0  # bytes of request bodies held
         self.draining = False
+        self.stopping = False  # draining for good
         self.last_answer = 0.0  # when the engine last sent anything
         self.live = Live()
         self.has_remote = parts.remote is not None or parts.semantic is not None

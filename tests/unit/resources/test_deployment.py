@@ -9,6 +9,8 @@ from trimtab.api.errors import InvalidSpecError
 from trimtab.engines.registry import get_engine
 from trimtab.resources.identity import CONFIG_HASH
 from trimtab.resources.sidecar_config import LiveSettings
+from trimtab.sidecar.admin import SETTLE
+from trimtab.sidecar.config import parse_config
 
 from .conftest import GPU, make_plan, rendered, spec_of
 
@@ -40,9 +42,11 @@ def test_the_sidecar_outlives_the_engine_and_the_grace_period_covers_the_drain()
     kinds = rendered(spec)
     assert sidecar_of(kinds)["restartPolicy"] == "Always"
     assert "lifecycle" not in sidecar_of(kinds)
-    pre_stop = engine_of(kinds)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pre_stop >= 5
-    assert pod_of(kinds)["terminationGracePeriodSeconds"] >= pre_stop + 200 + 15
+    hook = engine_of(kinds)["lifecycle"]["preStop"]["httpGet"]
+    assert hook["port"] in [port["containerPort"] for port in sidecar_of(kinds)["ports"]]
+    config = parse_config(kinds["ConfigMap"]["data"]["config.json"].encode())
+    assert config.drain_timeout_seconds >= 200 + SETTLE
+    assert pod_of(kinds)["terminationGracePeriodSeconds"] >= config.drain_timeout_seconds + 15
 
 
 def test_startup_waits_longer_for_larger_weights():
