@@ -16,7 +16,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 from trimtab.catalog.catalogue import load_catalogue
@@ -37,6 +37,8 @@ from trimtab.catalog.quantization import weight_format
 
 TABLE_TOKENS = 4096
 """Passes up to this size are looked up, larger ones interpolated on each call."""
+TABLE_SEQUENCES = 256
+"""The same for the output head."""
 
 _SLOWDOWN = MappingProxyType({"bitsandbytes": 2.5, "bitsandbytes-nf4": 1.7, "bitsandbytes-fp4": 1.7})
 """Over the 16-bit time. ESTIMATES from single published points: int8 2.5 times slower (T4) to 6.7 times
@@ -44,6 +46,9 @@ _SLOWDOWN = MappingProxyType({"bitsandbytes": 2.5, "bitsandbytes-nf4": 1.7, "bit
 _PCIE_BYTES_PER_MS = 16e6
 _PCIE_LATENCY_MS = 0.03
 """All-reduce without a direct link between GPUs, two a layer. ESTIMATES; all measured shards had NVLink."""
+_FITTED_BATCHES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128)
+_FITTED_PROMPTS = (64, 128, 256, 512, 768, 1024, 1536, 2048)
+_FITTED_DECODING = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,10 @@ class LinearStep:
 class StepTimeModel:
     """Time of passes of one replica, in ms. Build with `step_time_model`."""
 
-    gemm: tuple[float, ...] = field(repr=False)
-    """By tokens of the pass, from 0; the last two entries continue as a line beyond the end."""
     gemm_points: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)
-    """Tokens and ms of the measured points, for passes beyond the table."""
-    head: tuple[float, ...] = field(repr=False)
-    """By sequences, from 0; continues as a line."""
+    """Tokens and ms of the measured points."""
+    head_points: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)
+    """Sequences and ms of the measured points."""
     host_ms: float
     host_sequence_ms: float
     decode_const_ms: float
@@ -78,6 +81,18 @@ class StepTimeModel:
     estimate: bool
     """True: scaled from another model or GPU."""
     source: str
+
+    @cached_property
+    def gemm(self) -> tuple[float, ...]:
+        """Matrix products by tokens of the pass, from 0: the points looked up instead of interpolated."""
+        tokens, times = self.gemm_points
+        return tuple(_interpolate(tokens, times, float(count)) for count in range(TABLE_TOKENS + 1))
+
+    @cached_property
+    def head(self) -> tuple[float, ...]:
+        """Output head by sequences, from 0; continues as a line."""
+        sequences, times = self.head_points
+        return tuple(_interpolate(sequences, times, float(count)) for count in range(TABLE_SEQUENCES + 1))
 
     def gemm_ms(self, tokens: int) -> float:
         """Matrix products of a pass with that many tokens."""
@@ -134,11 +149,19 @@ class StepTimeModel:
         return time + self.prefill_const_ms + prompt
 
     def linear(self) -> LinearStep:
-        """The straight lines nearest to this model."""
-        batches = [1, 2, 4, 8, 16, 32, 48, 64, 96, 128]
-        const, slope = _least_squares(batches, [self.decode_fixed_ms(batch) for batch in batches])
-        tokens = [64, 128, 256, 512, 768, 1024, 1536, 2048]
-        _, per_token = _least_squares(tokens, [self.gemm_ms(32 + count) for count in tokens])
+        """The straight lines nearest to this model. Needs no tables: planners ask for many models once."""
+        fixed = self.host_ms + self.decode_const_ms
+        const, slope = _least_squares(
+            _FITTED_BATCHES,
+            [
+                fixed + self.host_sequence_ms * batch
+                + _interpolate(*self.gemm_points, batch) + _interpolate(*self.head_points, batch)
+                for batch in _FITTED_BATCHES
+            ],
+        )  # fmt: skip
+        _, per_token = _least_squares(
+            _FITTED_PROMPTS, [_interpolate(*self.gemm_points, _FITTED_DECODING + count) for count in _FITTED_PROMPTS]
+        )
         return LinearStep(const, slope, self.kv_token_ms, per_token + self.prefill_token_ms, self.prefill_square_ms)
 
 
@@ -166,13 +189,21 @@ def step_time_model(
 @lru_cache(maxsize=512)
 def _cached(key: tuple[str, str], quantization: str, gpus: int, kv_bytes: float) -> StepTimeModel:
     model, gpu = ModelFacts.model_validate_json(key[0]), GpuFacts.model_validate_json(key[1])
+    return build_step_time_model(model, gpu, quantization, gpus, kv_bytes)
+
+
+def build_step_time_model(
+    model: ModelFacts, gpu: GpuFacts, quantization: str = "none", gpus: int = 1, kv_bytes_per_element: float = 2.0
+) -> StepTimeModel:
+    """As `step_time_model`, without its cache: for callers that look at each combination once."""
     slowdown = _SLOWDOWN.get(quantization, 1.0)
     wanted = _replica(model, gpu, gpus, "none" if slowdown > 1 else quantization)
     listed = _listed(wanted)
     entry = listed or _nearest(wanted)
     # 8-bit floats on weight-only kernels for 8-bit integers: the same bytes, but not the kernel that was measured.
     exact = listed is not None and not (quantization == "fp8" and wanted.format == INT8_WEIGHTS)
-    return _scaled(entry, measured_replica(entry) if exact else wanted, slowdown, kv_bytes, exact=exact)
+    replica = measured_replica(entry) if exact else wanted
+    return _scaled(entry, replica, slowdown, kv_bytes_per_element, exact=exact)
 
 
 def _replica(model: ModelFacts, gpu: GpuFacts, gpus: int, quantization: str) -> Replica:
@@ -196,20 +227,44 @@ def _listed(wanted: Replica) -> Kernels | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A measured combination and where it lies, in logarithms of one GPU's bandwidth, compute and weights."""
+
+    entry: Kernels
+    bandwidth: float
+    compute: float
+    size: float
+
+
+@lru_cache(maxsize=1)
+def _references() -> tuple[_Reference, ...]:
+    found = []
+    for entry in measurements().entries:
+        if not entry.estimate:
+            found.append(_Reference(entry, *_place(measured_replica(entry))))
+    return tuple(found)
+
+
+def _place(replica: Replica) -> tuple[float, float, float]:
+    return (
+        math.log(replica.gpu.bandwidth_gb_s),
+        math.log(replica.flops_16_bit / replica.gpus),
+        math.log(replica.read_ms(1) * replica.bytes_per_ms / replica.gpus),
+    )
+
+
 def _nearest(wanted: Replica) -> Kernels:
     """The measured combination to scale from: same kernels before same sharding before like GPU and model."""
     kinds = (wanted.format, *INSTEAD.get(wanted.format, (PLAIN,)))
+    bandwidth, compute, size = _place(wanted)
+    sharded = wanted.gpus > 1
 
-    def distance(entry: Kernels) -> tuple[float, ...]:
-        have = measured_replica(entry)
-        gpu = abs(math.log(have.gpu.bandwidth_gb_s / wanted.gpu.bandwidth_gb_s))
-        gpu += abs(math.log(have.flops_16_bit / have.gpus / (wanted.flops_16_bit / wanted.gpus)))
-        size = abs(math.log(have.read_ms(1) * have.bytes_per_ms / have.gpus)
-                   - math.log(wanted.read_ms(1) * wanted.bytes_per_ms / wanted.gpus))  # fmt: skip
-        return (float(kinds.index(entry.format)), float((have.gpus > 1) != (wanted.gpus > 1)), gpu + size / 2)
+    def distance(have: _Reference) -> tuple[int, bool, float]:
+        apart = abs(have.bandwidth - bandwidth) + abs(have.compute - compute) + abs(have.size - size) / 2
+        return (kinds.index(have.entry.format), (have.entry.gpus > 1) != sharded, apart)
 
-    usable = [entry for entry in measurements().entries if not entry.estimate and entry.format in kinds]
-    return min(usable, key=distance)
+    return min((have for have in _references() if have.entry.format in kinds), key=distance).entry
 
 
 def _scaled(entry: Kernels, wanted: Replica, slowdown: float, kv_bytes: float, *, exact: bool) -> StepTimeModel:
@@ -222,9 +277,8 @@ def _scaled(entry: Kernels, wanted: Replica, slowdown: float, kv_bytes: float, *
     sources = "; ".join(data.sources[name] for name in entry.sources)
     origin = f"{entry.model} {entry.format} on {entry.gpus}x{entry.gpu}"
     return StepTimeModel(
-        gemm=tuple(_interpolate(points[0], points[1], float(tokens)) for tokens in range(TABLE_TOKENS + 1)),
         gemm_points=points,
-        head=tuple(head * _interpolate(entry.head_sequences, entry.head_ms, float(count)) for count in range(257)),
+        head_points=(entry.head_sequences, tuple(head * time for time in entry.head_ms)),
         host_ms=data.host_ms,
         host_sequence_ms=data.host_sequence_ms,
         decode_const_ms=entry.decode_const_ms * layers,
@@ -245,10 +299,13 @@ def _gemm_points(
     tokens = sorted({max(1.0, point * stretch) for point in entry.gemm_tokens} | set(entry.gemm_tokens))
     link_token, link_const = _pcie_ms(wanted)
     times = []
+    # Mixture of experts: larger passes read more experts, so that the ratio depends on the pass.
+    alike = have.model.experts is None and wanted.model.experts is None
+    ratio, local = wanted.read_ms(1) / have.read_ms(1), stretch
     for count in tokens:
-        # Mixture of experts: larger passes read more experts, so that the ratio depends on the pass.
-        ratio = wanted.read_ms(count) / have.read_ms(count)
-        local = (have.compute_ms / have.read_ms(count)) / (wanted.compute_ms / wanted.read_ms(count))
+        if not alike:
+            ratio = wanted.read_ms(count) / have.read_ms(count)
+            local = (have.compute_ms / have.read_ms(count)) / (wanted.compute_ms / wanted.read_ms(count))
         time = ratio * _interpolate(entry.gemm_tokens, entry.gemm_ms, count / local)
         times.append(slowdown * time + link_const + link_token * count)
     return tuple(tokens), tuple(times)

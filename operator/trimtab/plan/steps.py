@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trimtab.catalog.gpus import GpuFacts
 from trimtab.catalog.models import ModelFacts
-from trimtab.catalog.steptime import step_time_model
+from trimtab.catalog.steptime import build_step_time_model
 from trimtab.plan.types import StepCoefficients
 
 MAX_REMEMBERED = 65_536
@@ -50,7 +50,7 @@ def _shape(model: ModelFacts) -> tuple[object, ...]:
 
 
 def _coefficients(model: ModelFacts, quantization: str, gpu: GpuFacts, shards: int) -> StepCoefficients:
-    times = step_time_model(model, gpu, quantization, shards)
+    times = build_step_time_model(model, gpu, quantization, shards)
     linear = times.linear()
     return StepCoefficients(
         const_ms=linear.const_ms,
