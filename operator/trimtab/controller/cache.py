@@ -44,8 +44,10 @@ class ObjectCache:
         if version <= self._removed.get(ref, -1):
             return
         self._removed.pop(ref, None)
-        self._store(ref, trimmed(kind, manifest))
-        if not quiet:
+        kept = trimmed(kind, manifest)
+        self._store(ref, kept)
+        # Nodes report all the time that nothing changed.
+        if not quiet and not (kind == NODE and known is not None and _content(known) == _content(kept)):
             self._changed(kind, manifest)
 
     def remove(self, kind: Kind, manifest: Manifest) -> None:
@@ -93,7 +95,7 @@ class ObjectCache:
         """The LLMDeployment of a key."""
         return self.get(Ref(LLM_DEPLOYMENT, key.namespace, key.name))
 
-    def keys(self) -> tuple[Key, ...]:
+    def all_keys(self) -> tuple[Key, ...]:
         """All LLMDeployments."""
         return tuple(Key(ref.namespace or "", ref.name) for ref in self._objects.get(LLM_DEPLOYMENT, {}))
 
@@ -138,6 +140,10 @@ class ObjectCache:
 def label_key(key: Key) -> Key:
     """What the label of the children says: long names do not fit into a label as they are."""
     return Key(key.namespace, shortened(key.name))
+
+
+def _content(node: Manifest) -> tuple[object, ...]:
+    return node["metadata"].get("labels"), node.get("spec"), node.get("status")
 
 
 def _uid(manifest: Manifest) -> str:

@@ -83,7 +83,7 @@ def test_children_pods_and_resources_are_found_by_key_and_nodes_by_name() -> Non
     cache.record(POD, _object(POD, "p", 3))
     for name in ("b", "a"):
         cache.record(NODE, {"metadata": {"name": name, "resourceVersion": "4"}, "status": {"images": ["big"]}})
-    assert cache.keys() == (KEY,)
+    assert cache.all_keys() == (KEY,)
     assert [ref.kind for ref, _ in cache.children(KEY)] == [DEPLOYMENT]
     assert [node["metadata"]["name"] for node in cache.nodes()] == ["a", "b"]
     assert "images" not in cache.nodes()[0]["status"]
