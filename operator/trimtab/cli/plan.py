@@ -100,8 +100,19 @@ def answer(
 ) -> PlanResult:
     """The plan, with everything that is wrong with the input as its errors."""
     try:
+        manifest = _manifest(file, flags, model_config)
+    except InvalidSpecError as invalid:
+        return PlanResult(plan=None, errors=invalid.errors)
+    return answer_manifest(manifest, model_config, additions, hub=hub)
+
+
+def answer_manifest(
+    manifest: Mapping[str, Any], model_config: Path | None, additions: Path | None, *, hub: bool
+) -> PlanResult:
+    """The plan of a manifest that was read before."""
+    try:
         catalogue = _catalogue(additions)
-        spec = parse_manifest(_manifest(file, flags, model_config))
+        spec = parse_manifest(manifest)
         model = _model(spec, catalogue, model_config, hub=hub)
     except (InvalidSpecError, CatalogueError) as invalid:
         return PlanResult(plan=None, errors=invalid.errors)
@@ -136,7 +147,7 @@ def _model(spec: LLMDeploymentSpec, catalogue: Catalogue, config: Path | None, *
 
 
 def _manifest(file: Path | None, flags: Flags, model_config: Path | None) -> dict[str, Any]:
-    manifest = _from_file(file) if file is not None else {"apiVersion": API_VERSION, "kind": KIND, "spec": {}}
+    manifest = read_manifest(file) if file is not None else {"apiVersion": API_VERSION, "kind": KIND, "spec": {}}
     spec = manifest.get("spec")
     if spec is None:
         spec = {}
@@ -193,8 +204,8 @@ def _percentiles(field: str, text: str) -> dict[str, str]:
     return targets
 
 
-def _from_file(file: Path) -> dict[str, Any]:
-    """The LLMDeployment in a YAML file, which may hold other objects too."""
+def read_manifest(file: Path) -> dict[str, Any]:
+    """The LLMDeployment in a YAML file, which may hold other objects too; raises InvalidSpecError."""
     documents = _load_yaml(file, "FILE", several=True)
     found = [item for item in documents if isinstance(item, dict) and item.get("kind") == KIND]
     if len(found) == 1:
