@@ -13,7 +13,7 @@ def up(name: str = "default") -> controlplane.ControlPlane:
     preflight.install_packages({"openssl": "/usr/bin/openssl"})
     folder = _folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    ports = controlplane.Ports(*(preflight.free_port() for _ in range(3)))
+    ports = controlplane.Ports(*preflight.free_ports(3))
     return controlplane.start(folder, "127.0.0.1", ports, controllers=False, endpoints=False)
 
 

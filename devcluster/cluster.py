@@ -6,10 +6,10 @@ from devcluster import build, controlplane, images, node, preflight
 from devcluster.build import locked
 from devcluster.containerd import import_archive, start_containerd
 from devcluster.controlplane import ControlPlane, Ports
-from devcluster.paths import BRIDGE_ADDRESS, ROOT, ClusterError, state_dir
+from devcluster.paths import BRIDGE_ADDRESS, ROOT, ClusterError, port, state_dir
 from devcluster.shell import find_tool, say, wait_for
 
-PORTS = Ports(etcd=23790, etcd_peer=23800, api=16443)
+COMPONENTS = ("etcd", "apiserver", "controller-manager", "scheduler", "containerd", "kubelet", "proxy")
 MANIFESTS = ROOT / "devcluster" / "manifests"
 
 
@@ -33,14 +33,16 @@ def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability
     place = folder()
     with locked("up"):
         plane = controlplane.load(place)
-        if plane is None or not plane.processes.running("kubelet"):
+        if plane is None or not _complete(plane):
             if plane is None:
                 preflight.check_no_other_kubernetes()
             place.mkdir(parents=True, exist_ok=True)
             archives = {images.COREDNS_IMAGE: images.coredns_archive()}
             build.kubectl()
+            build.kube()
             node.create_bridge(place)
-            plane = controlplane.start(place, BRIDGE_ADDRESS, PORTS, controllers=True, endpoints=True)
+            ports = Ports(etcd=port(0), etcd_peer=port(1), api=port(2))
+            plane = controlplane.start(place, BRIDGE_ADDRESS, ports, controllers=True, endpoints=True)
             start_containerd(plane)
             for image, archive in archives.items():
                 import_archive(place, image, archive)
@@ -49,6 +51,11 @@ def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability
         node.advertise_gpus(plane, gpu_product, gpu_count, gpu_memory_mib, compute_capability)
     say(f"up; kubeconfig: {plane.kubeconfig}")
     return plane
+
+
+def _complete(plane: ControlPlane) -> bool:
+    """Whether every part runs: one that died is started again by the next `up`."""
+    return all(plane.processes.running(name) for name in COMPONENTS) and plane.healthy() and node.node_ready(plane)
 
 
 def load_images() -> None:

@@ -111,7 +111,9 @@ def stop(folder: Path) -> None:
 
 def _mark(plane: ControlPlane) -> None:
     """Leave the sign that this cluster is meant for tests; see devcluster.guard."""
-    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MARKER, "namespace": "kube-system"}}
+    metadata = {"name": MARKER, "namespace": "kube-system"}
+    purpose = {"purpose": "meant for tests: what runs here may be changed and deleted at any time"}
+    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": purpose}
 
     def marked() -> bool:
         try:

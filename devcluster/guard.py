@@ -17,14 +17,19 @@ def named_kubeconfig() -> Path | None:
     return ensure_test_cluster(Path(named)) if named else None
 
 
-def ensure_test_cluster(kubeconfig: Path) -> Path:
-    """The kubeconfig itself, if its cluster carries the marker; raises ClusterError (code 3) otherwise."""
+def ensure_test_cluster(kubeconfig: Path, context: str | None = None) -> Path:
+    """The kubeconfig itself, if the cluster of `context` (None: the current one) carries the marker.
+
+    Raises ClusterError (code 3) otherwise.
+    """
     if not kubeconfig.exists():
         raise ClusterError(f"{ENVIRONMENT}: there is no file {kubeconfig}", 3)
-    command = [build.kubectl(), f"--kubeconfig={kubeconfig}", "get", "configmap", MARKER, "-n", "kube-system"]
+    chosen = [] if context is None else [f"--context={context}"]
+    command = [build.kubectl(), f"--kubeconfig={kubeconfig}", *chosen]
+    command += ["get", "configmap", MARKER, "-n", "kube-system"]
     if not run([*command, "--ignore-not-found", "-o", "name"]).strip():
         raise ClusterError(
-            f"the cluster of {kubeconfig} is not marked as meant for tests; if it is,"
+            f"the cluster of {kubeconfig} is not marked as meant for tests: if it is,"
             f" run `kubectl create configmap {MARKER} -n kube-system` on it",
             3,
         )

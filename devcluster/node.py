@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from devcluster import build
+from devcluster import build, preflight
 from devcluster.containerd import containerd_socket
 from devcluster.controlplane import ControlPlane
-from devcluster.paths import BRIDGE, BRIDGE_ADDRESS, DNS_ADDRESS, NODE, POD_CIDR, ClusterError
+from devcluster.paths import BRIDGE, BRIDGE_ADDRESS, DNS_ADDRESS, NODE, POD_CIDR, ClusterError, cgroup_root, port
 from devcluster.shell import find_tool, run, say, wait_for
 
 # What kubelet and kube-proxy change on the host; `down` puts the former values back.
@@ -21,8 +21,8 @@ SYSCTLS = (
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
 )
-KUBELET_PORT = 17250
-PROXY_METRICS_PORT = 17249
+_KUBELET_PORT, _PROXY_METRICS_PORT, _PROXY_HEALTH_PORT = 3, 4, 5
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def create_bridge(folder: Path) -> None:
@@ -51,6 +51,12 @@ def start_node(plane: ControlPlane) -> None:
     """kubelet and kube-proxy; returns when the node is Ready."""
     folder = plane.folder
     program = build.kube()
+    if not plane.processes.running("kubelet"):
+        preflight.check_ports({"kubelet": port(_KUBELET_PORT)}, BRIDGE_ADDRESS)
+    if not plane.processes.running("proxy"):
+        ports = {"kube-proxy metrics": port(_PROXY_METRICS_PORT), "kube-proxy health": port(_PROXY_HEALTH_PORT)}
+        preflight.check_ports(ports)
+    _create_cgroup_root(folder)
     config = folder / "kubelet.json"
     config.write_text(json.dumps(_kubelet_config(folder), indent=1))
     flags = [
@@ -68,13 +74,29 @@ def start_node(plane: ControlPlane) -> None:
         "--proxy-mode=iptables",
         f"--cluster-cidr={POD_CIDR}",
         f"--hostname-override={NODE}",
+        # Leave the host's settings alone: 0 and false mean "do not touch".
         "--conntrack-max-per-core=0",
-        "--healthz-bind-address=",
-        f"--metrics-bind-address=127.0.0.1:{PROXY_METRICS_PORT}",
+        "--conntrack-tcp-timeout-established=0",
+        "--conntrack-tcp-timeout-close-wait=0",
+        "--iptables-localhost-nodeports=false",
+        f"--healthz-bind-address=127.0.0.1:{port(_PROXY_HEALTH_PORT)}",
+        f"--metrics-bind-address=127.0.0.1:{port(_PROXY_METRICS_PORT)}",
     ]
     plane.processes.start("proxy", [program, "proxy", *proxy])
     wait_for("the node", lambda: node_ready(plane), 90, plane.processes.log("kubelet"))
     say("node ready")
+
+
+def _create_cgroup_root(folder: Path) -> None:
+    """The kubelet refuses a parent that does not exist in every hierarchy."""
+    unified = (_CGROUPS / "cgroup.controllers").exists()
+    for hierarchy in (_CGROUPS,) if unified else [path for path in _CGROUPS.iterdir() if path.is_dir()]:
+        group = hierarchy / cgroup_root(folder).lstrip("/")
+        group.mkdir(exist_ok=True)
+        # A new group of the version 1 controller `cpuset` may use no processor until told which.
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (group / name).exists() and not unified:
+                (group / name).write_text((hierarchy / name).read_text())
 
 
 def node_ready(plane: ControlPlane) -> bool:
@@ -112,7 +134,7 @@ def _kubelet_config(folder: Path) -> dict[str, object]:
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": BRIDGE_ADDRESS,
-        "port": KUBELET_PORT,
+        "port": port(_KUBELET_PORT),
         "healthzPort": 0,
         "authentication": {
             "anonymous": {"enabled": False},
@@ -121,6 +143,7 @@ def _kubelet_config(folder: Path) -> dict[str, object]:
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
+        "cgroupRoot": cgroup_root(folder),
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": [],

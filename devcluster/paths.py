@@ -12,6 +12,8 @@ SERVICE_CIDR = "10.96.0.0/16"
 API_SERVICE_ADDRESS = "10.96.0.1"
 DNS_ADDRESS = "10.96.0.10"
 NODE = "trimtab-node"
+PORT_BASE = "TRIMTAB_PORT_BASE"
+_DEFAULT_PORT_BASE = 23700
 CONTEXT = "trimtab-devcluster"
 
 
@@ -35,6 +37,19 @@ def cache_dir() -> Path:
 def state_dir() -> Path:
     """What the running cluster owns; removed by `down`. Short, because sockets lie below it (108 characters)."""
     return Path(os.environ.get("TRIMTAB_STATE") or "/tmp/trimtab-devcluster").resolve()
+
+
+def cgroup_root(folder: Path) -> str:
+    """Parent of all control groups of the cluster in `folder`, so that no other node's groups are touched."""
+    return f"/trimtab-{content_key(str(folder))[:8]}"
+
+
+def port(offset: int) -> int:
+    """A port of the full cluster: `TRIMTAB_PORT_BASE` plus its offset. ClusterError (code 3) on a base that is none."""
+    text = os.environ.get(PORT_BASE) or str(_DEFAULT_PORT_BASE)
+    if not text.isdecimal() or not 1024 <= int(text) <= 65000:
+        raise ClusterError(f"{PORT_BASE}={text} is not a port from 1024 to 65000: unset it or choose another", 3)
+    return int(text) + offset
 
 
 def content_key(*parts: str | bytes | Path) -> str:

@@ -5,9 +5,10 @@ import platform
 import shutil
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
-from devcluster.paths import ClusterError, cache_dir, state_dir
+from devcluster.paths import PORT_BASE, ClusterError, cache_dir, state_dir
 from devcluster.shell import find_tool, run, say
 
 # Debian package → a file that proves it is installed.
@@ -74,15 +75,17 @@ def check_ports(ports: dict[str, int], address: str = "127.0.0.1") -> None:
                 probe.bind((address, port))
             except OSError:
                 raise ClusterError(
-                    f"port {port} ({what}) is taken by another process: end it, or set TRIMTAB_PORT_BASE", LACKS
+                    f"port {port} ({what}) is taken by another process: end it, or set {PORT_BASE}", LACKS
                 ) from None
 
 
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on right now."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def check_no_other_kubernetes() -> None:

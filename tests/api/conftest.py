@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from devcluster import apiserver as instances
 from devcluster import build
 
