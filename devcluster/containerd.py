@@ -6,7 +6,9 @@ from pathlib import Path
 from devcluster.controlplane import ControlPlane
 from devcluster.images import PAUSE_IMAGE, pause_archive
 from devcluster.paths import BRIDGE, BRIDGE_ADDRESS, POD_CIDR, ClusterError, content_key
-from devcluster.shell import find_tool, run, wait_for
+from devcluster.shell import Processes, find_tool, run, wait_for
+
+NETWORK = "trimtab"
 
 
 def containerd_socket(folder: Path) -> Path:
@@ -24,9 +26,15 @@ def start_containerd(plane: ControlPlane) -> None:
     folder = plane.folder
     (folder / "cni").mkdir(exist_ok=True)
     (folder / "cni" / "10-trimtab.conflist").write_text(json.dumps(_network(folder), indent=1))
-    config = folder / "containerd.toml"
-    config.write_text(_containerd_config(folder))
-    plane.processes.start("containerd", [find_tool("containerd"), "--config", config])
+    (folder / "containerd.toml").write_text(_containerd_config(folder))
+    serve(folder)
+    import_archive(folder, PAUSE_IMAGE, pause_archive())
+
+
+def serve(folder: Path) -> None:
+    """Start containerd on the configuration in `folder` unless it runs, and wait until it answers."""
+    processes = Processes(folder)
+    processes.start("containerd", [find_tool("containerd"), "--config", folder / "containerd.toml"])
 
     def listening() -> bool:
         try:
@@ -35,8 +43,7 @@ def start_containerd(plane: ControlPlane) -> None:
             return False
         return True
 
-    wait_for("containerd", listening, 30, plane.processes.log("containerd"))
-    import_archive(folder, PAUSE_IMAGE, pause_archive())
+    wait_for("containerd", listening, 30, processes.log("containerd"))
 
 
 def import_archive(folder: Path, image: str, archive: Path) -> None:
@@ -57,7 +64,7 @@ def _network(folder: Path) -> dict[str, object]:
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     bridge = {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True, "ipam": ipam}
-    return {"cniVersion": "1.0.0", "name": "trimtab", "plugins": [bridge]}
+    return {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [bridge]}
 
 
 def _containerd_config(folder: Path) -> str:

@@ -25,7 +25,7 @@ def ensure_test_cluster(kubeconfig: Path, context: str | None = None) -> Path:
     if not kubeconfig.exists():
         raise ClusterError(f"{ENVIRONMENT}: there is no file {kubeconfig}", 3)
     chosen = [] if context is None else [f"--context={context}"]
-    command = [build.kubectl(), f"--kubeconfig={kubeconfig}", *chosen]
+    command: list[str | Path] = [build.kubectl(), f"--kubeconfig={kubeconfig}", *chosen]
     command += ["get", "configmap", MARKER, "-n", "kube-system"]
     if not run([*command, "--ignore-not-found", "-o", "name"]).strip():
         raise ClusterError(

@@ -63,7 +63,7 @@ def _project_archive(image: str, target: str, lock: str) -> Path:
         shutil.copytree(source, context / "project" / "trimtab", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "requirements" / lock, context / "requirements.txt")
         arguments = ["--layers", "--pull-never", "--build-arg", f"BASE={base}", "--target", target, "-t", image]
-        dockerfile = ["-f", ROOT / "images" / "Dockerfile"]
+        dockerfile: list[str | Path] = ["-f", ROOT / "images" / "Dockerfile"]
         _buildah("build", *arguments, *dockerfile, context)
 
     return _archive(image, key, assemble)
@@ -152,6 +152,6 @@ def _forget_older(image: str, key: str) -> None:
 
 def _buildah(command: str, *arguments: str | Path, input_text: str | None = None) -> str:
     store = cache_dir() / "buildah"
-    places = ["--root", store / "root", "--runroot", store / "run", "--storage-driver", "overlay"]
+    places: list[str | Path] = ["--root", store / "root", "--runroot", store / "run", "--storage-driver", "overlay"]
     environment = {"BUILDAH_ISOLATION": "chroot"}
     return run([find_tool("buildah"), *places, command, *arguments], env=environment, input_text=input_text)

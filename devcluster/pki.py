@@ -50,8 +50,8 @@ def _issue(folder: Path, name: str, subject: str, extension: str) -> None:
     extensions.write_text(extension + "\n")
     key = folder / f"{name}.key"
     run([openssl, "req", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-keyout", key, "-out", request])
-    authority = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial"]
-    files = ["-in", request, "-out", folder / f"{name}.crt", "-extfile", extensions]
+    authority: list[str | Path] = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial"]
+    files: list[str | Path] = ["-in", request, "-out", folder / f"{name}.crt", "-extfile", extensions]
     run([openssl, "x509", "-req", "-days", _DAYS, *authority, *files])
 
 
