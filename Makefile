@@ -40,6 +40,10 @@ check: setup ## Formatter, linter, layers, types
 unit: setup ## Pure tests (seconds)
 	$(BIN)/python -m pytest tests/unit -q
 
+.PHONY: bench-planner
+bench-planner: setup ## Plan the whole catalogue and print configurations a second
+	$(BIN)/python benchmarks/bench_planner.py
+
 .PHONY: crd
 crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
@@ -61,3 +65,11 @@ e2e: setup ## Tests on a real node with pods (minutes, needs root)
 .PHONY: clean
 clean: ## Remove what was built in the checkout
 	rm -rf build dist .venv
+
+.PHONY: demo
+demo: setup ## Show Trimtab at work on a local cluster (needs root; leaves the cluster up)
+	$(BIN)/python -m demo run
+
+.PHONY: demo-clean
+demo-clean: ## Remove the demo's cluster and every trace of it
+	$(PYTHON) -m devcluster down

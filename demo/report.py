@@ -34,11 +34,9 @@ def compare(baseline: Mapping[str, Any], tuned: Mapping[str, Any], objective: Ob
         for name in ("p50", "p95", "p99"):
             values = [percentile(report, metric, name) for report in (baseline, tuned)]
             rows.append((f"{label} {name.upper()}", *_two("-" if v is None else f"{v:,.0f} ms" for v in values)))
-    for key, label, unit in (
-        ("requestsPerSecond", "throughput", "requests/s"),
-        ("tokensPerSecond", "output", "tokens/s"),
-    ):
-        rows.append((label, *_two(f"{float(report.get(key) or 0):.2f} {unit}" for report in (baseline, tuned))))
+    both = (baseline, tuned)
+    rows.append(("throughput", *_two(f"{float(report['requestsPerSecond']):.2f} requests/s" for report in both)))
+    rows.append(("output", *_two(f"{float(report['tokensPerSecond']['out']):.0f} tokens/s" for report in both)))
     hits = (f"{100 * float(report.get('hitRatio') or 0):.1f} %" for report in (baseline, tuned))
     rows.append(("cache hits", *_two(hits)))
     rows.append(("errors", *_two(str(_errors(report)) for report in (baseline, tuned))))
