@@ -7,7 +7,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.plan.memory import GIB
 from trimtab.plan.types import Option, PlanResult, Rejection, RejectionKind, ServingPlan
 
 SHOWN_OPTIONS = 20
@@ -77,29 +76,24 @@ def _cost_line(plan: ServingPlan) -> str:
 
 
 def _table(rows: list[tuple[Option, Rejection | None]]) -> Table:
-    table = Table(show_lines=False, header_style="bold", expand=True)
+    table = Table(show_lines=False, header_style="bold", expand=True, padding=(0, 1, 0, 0))
     several = len({option.model for option, _ in rows}) > 1
-    if several:
-        table.add_column("model", overflow="fold")
-    table.add_column("weights", no_wrap=True)
-    table.add_column("GPUs", no_wrap=True)
-    for name in ("GiB", "KV tokens", "TTFT ms", "TPOT ms", "req/s", "USD/1M"):
+    table.add_column("configuration", overflow="fold")
+    for name in ("KV tokens", "TPOT ms", "req/s", "USD/1M"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why not", overflow="fold", ratio=1)
     for option, why in rows:
-        cells = (
-            option.quantization,
-            f"{option.gpus_per_replica}x{option.gpu}",
-            f"{option.weights_bytes / GIB:.1f}",
+        where = f"{option.gpus_per_replica}x{option.gpu} {option.quantization}"
+        kv = " fp8-kv" if option.kv_dtype.startswith("fp8") else ""
+        table.add_row(
+            f"{option.model} {where}{kv}" if several else f"{where}{kv}",
             str(option.kv_tokens) if option.fits else "-",
-            _number(option.ttft_ms, 0),
             _number(option.tpot_ms, 1),
             _number(option.requests_per_second, 2),
             _number(option.cost_per_million_tokens, 2),
             why.reason if why else "chosen",
+            style="green" if why is None else None,
         )
-        style = "green" if why is None else None
-        table.add_row(*((option.model, *cells) if several else cells), style=style)
     return table
 
 

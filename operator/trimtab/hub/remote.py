@@ -39,6 +39,8 @@ class HubAccess:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     offline: bool = False
     """Use only what is in the local cache."""
+    endpoint: str | None = None
+    """A mirror instead of https://huggingface.co (or of HF_ENDPOINT)."""
 
 
 def fetch_model(model_id: str, revision: str | None = None, access: HubAccess = HubAccess()) -> ModelFacts:
@@ -88,7 +90,7 @@ def _cached_config(model_id: str, revision: str | None) -> str:
 def _remote_config(model_id: str, revision: str | None, access: HubAccess) -> str:
     """One request without the retries of hf_hub_download: an unreachable Hub costs one time-out and no more."""
     response = get_session().get(
-        hf_hub_url(model_id, "config.json", revision=revision),
+        hf_hub_url(model_id, "config.json", revision=revision, endpoint=access.endpoint),
         headers=build_hf_headers(token=access.token),
         timeout=access.timeout_seconds,
     )
@@ -101,7 +103,9 @@ def _tensors(model_id: str, revision: str | None, access: HubAccess) -> TensorSu
     if access.offline:
         return None
     try:
-        metadata = HfApi(token=access.token).get_safetensors_metadata(model_id, revision=revision)
+        metadata = HfApi(endpoint=access.endpoint, token=access.token).get_safetensors_metadata(
+            model_id, revision=revision
+        )
     except (NotASafetensorsRepoError, SafetensorsParsingError, HfHubHTTPError, OSError):
         return None
     by_dtype = {

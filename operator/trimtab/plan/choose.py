@@ -283,8 +283,9 @@ def _why(chosen: Candidate, found: Sequence[Candidate]) -> tuple[str, ...]:
     if chosen.model.confidence == "low":
         reasons.append(f"facts about {chosen.model.id} are guessed from its name: check them against its config.json")
     if step is not None:
-        kind = "scaled estimate" if step.estimate else "measured"
-        reasons.append(f"speed: {kind}, {step.source}")
+        kind = "an estimate" if step.estimate else "from measurements"
+        origin = step.source.partition(":")[0]
+        reasons.append(f"the speed is {kind}: {origin}")
     return tuple(reasons)
 
 

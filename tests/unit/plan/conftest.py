@@ -69,3 +69,15 @@ def planned() -> Callable[[PlanRequest], PlanResult]:
 def steps() -> StepTimes:
     """The roofline itself."""
     return roofline
+
+
+ACTIONS = (
+    "use ", "lower ", "name ", "allow ", "set ", "restrict ", "only when ", "ask for ", "take ", "the chosen one has",
+    "(allowed: ",
+)  # fmt: skip
+
+
+@pytest.fixture
+def is_actionable() -> Callable[[str], bool]:
+    """Whether a reason names something that a person can do about it."""
+    return lambda reason: any(action in reason for action in ACTIONS)
