@@ -63,6 +63,7 @@ DURATION = DurationType()
 @click.option("--max-requests", type=click.IntRange(min=1), default=100_000, show_default=True)
 @click.option("--max-input-tokens", type=click.IntRange(min=1), help="Cut longer prompts.")
 @click.option("--max-output-tokens", type=click.IntRange(min=1), help="Cut longer answers.")
+@click.option("--keepalive/--no-keepalive", default=False, help="Reuse connections. A Service balances new ones only.")
 @click.option("--timeout", type=DURATION, default="120s", show_default=True, help="Of one request.")
 @click.option("--header", "headers", multiple=True, help="More request headers, `Name: value`.")
 @click.option("--slo-ttft", type=DURATION, help="Bound for the attainment.")
@@ -88,6 +89,7 @@ def command(
     max_requests: int,
     max_input_tokens: int | None,
     max_output_tokens: int | None,
+    keepalive: bool,
     timeout: float,
     headers: tuple[str, ...],
     slo_ttft: float | None,
@@ -116,7 +118,7 @@ def command(
     trace = _cut_lengths(trace, max_input_tokens, max_output_tokens)
     if len(trace) == 0:
         raise click.UsageError(f"no request of {name} falls into the chosen window")
-    target = Target(url, api, stream, model, timeout, headers=_parse_headers(headers))
+    target = Target(url, api, stream, model, timeout, keepalive=keepalive, headers=_parse_headers(headers))
     outcomes = _run(trace, target)
     report = build_report(trace, outcomes, Objective(slo_ttft, slo_tpot, slo_latency), url)
     if json_path is None or str(json_path) != "-":

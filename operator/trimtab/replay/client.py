@@ -36,6 +36,7 @@ class Target:
     stream: bool = True
     model: str = "tgi"
     timeout_s: float = 120.0
+    keepalive: bool = False
     max_outstanding: int = 2048
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -188,7 +189,8 @@ async def replay(trace: Trace, target: Target, on_progress: Callable[[Progress],
     The span is bounded by the trace's last arrival plus the time-out of a request; the count by the trace. At most
     `target.max_outstanding` requests are open at once: beyond that, requests wait, and the lag shows it.
     """
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+    # A Service spreads connections, not requests: kept ones would stay with the pods that were there first.
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, force_close=not target.keepalive)
     timeout = aiohttp.ClientTimeout(total=target.timeout_s)
     headers = {"Content-Type": "application/json", **target.headers}
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
