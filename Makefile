@@ -49,6 +49,11 @@ crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
 	@if [ -d charts/trimtab ]; then mkdir -p charts/trimtab/crds && cp crds/llmdeployments.trimtab.dev.yaml charts/trimtab/crds/; fi
 
+.PHONY: manifests
+manifests: ## Regenerate deploy/trimtab.yaml from the chart
+	$(PYTHON) deploy/generate.py > deploy/trimtab.yaml.new
+	mv deploy/trimtab.yaml.new deploy/trimtab.yaml
+
 # The three levels run one after the other: the machine that runs them may have two cores.
 .PHONY: test
 test: check ## Everything: checks, then pure, API-server and node tests (installs what it needs)
