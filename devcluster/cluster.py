@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from devcluster import build, controlplane, images, node, preflight
+from devcluster import build, controlplane, images, node, preflight, volumes
 from devcluster.build import locked
 from devcluster.containerd import import_archive, start_containerd
 from devcluster.controlplane import ControlPlane, Ports
@@ -48,6 +48,7 @@ def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability
                 import_archive(place, image, archive)
             node.start_node(plane)
             _start_dns(plane)
+        volumes.offer(plane)
         node.advertise_gpus(plane, gpu_product, gpu_count, gpu_memory_mib, compute_capability)
     say(f"up; kubeconfig: {plane.kubeconfig}")
     return plane

@@ -106,7 +106,8 @@ def stop(folder: Path) -> None:
     """End the processes of a control plane, the API server before its database."""
     processes = Processes(folder)
     for name in ("scheduler", "controller-manager", "apiserver", "etcd"):
-        processes.stop(name)
+        # An API server waits long for watches to end; nothing that it holds outlives `down`.
+        processes.stop(name, grace_seconds=2.0)
 
 
 def _mark(plane: ControlPlane) -> None:

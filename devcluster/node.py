@@ -22,6 +22,15 @@ SYSCTLS = (
     "kernel/keys/root_maxbytes",
 )
 _KUBELET_PORT, _PROXY_METRICS_PORT, _PROXY_HEALTH_PORT = 3, 4, 5
+# Names of GPU feature discovery (NVIDIA/k8s-device-plugin) for compute capabilities.
+_FAMILIES = {
+    (7, 0): "volta",
+    (7, 5): "turing",
+    (8, 0): "ampere",
+    (8, 6): "ampere",
+    (8, 9): "ada-lovelace",
+    (9, 0): "hopper",
+}
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -116,6 +125,7 @@ def advertise_gpus(plane: ControlPlane, product: str, count: int, memory_mib: in
     major, minor = capability.split(".")
     labels = {
         "nvidia.com/gpu.present": "true",
+        "nvidia.com/gpu.family": _FAMILIES.get((int(major), int(minor)), "undefined"),
         "nvidia.com/gpu.product": product,
         "nvidia.com/gpu.memory": str(memory_mib),
         "nvidia.com/gpu.count": str(count),
