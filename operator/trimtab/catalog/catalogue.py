@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trimtab.api.errors import FieldError
-from trimtab.catalog.gpus import GpuFacts
+from trimtab.catalog.gpus import GpuFacts, mig_slice, split_mig_label
 from trimtab.catalog.models import ModelFacts
 from trimtab.catalog.names import base_name, checkpoint_from_name
 
@@ -76,10 +76,17 @@ class Catalogue:
     def gpu(self, name: str) -> GpuFacts | None:
         """The product with this catalogue name, alias or node label; None when unknown.
 
-        A label of a MIG slice (`…-MIG-1g.10gb`) or of a time-sliced GPU (`…-SHARED`) is not the product itself and is
-        not found.
+        The label of a MIG slice (`…-MIG-1g.10gb`) gives the slice. A time-sliced GPU (`…-SHARED`) is not found: how
+        much of its memory is free depends on the others.
         """
-        return self._gpus.get(name.lower())
+        found = self._gpus.get(name.lower())
+        if found is not None:
+            return found
+        slice_ = split_mig_label(name)
+        whole = self._gpus.get(slice_[0].lower()) if slice_ else None
+        if slice_ is None or whole is None or f"{slice_[1]}g.{slice_[2]}gb" not in whole.mig_profiles:
+            return None
+        return mig_slice(whole, slice_[1], slice_[2])
 
     def of_size(self, size: str) -> tuple[ModelFacts, ...]:
         """Models of a size class, best published score first."""

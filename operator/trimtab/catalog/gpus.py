@@ -1,5 +1,6 @@
 """What is known about GPU products. Figures carry their public sources in data/gpus.json."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -59,6 +60,8 @@ class GpuFacts(Facts):
     """Processor of the machines that have it."""
     mig_profiles: tuple[str, ...] = ()
     """Slices that the product can be cut into."""
+    sliced: bool = False
+    """A part of a GPU, cut off from the other parts: it cannot work together with them."""
     prices: tuple[Price, ...] = ()
     """List prices; defaults that a spec or the operator's settings override."""
     confidence: Literal["high", "medium", "low"] = "medium"
@@ -83,3 +86,48 @@ class GpuFacts(Facts):
     def names(self) -> tuple[str, ...]:
         """Everything this product is called."""
         return (self.id, *self.aliases, *self.product_labels)
+
+
+_MIG_LABEL = re.compile(r"^(?P<product>.+)-MIG-(?P<compute>[1-7])g\.(?P<memory>\d+)gb$", re.IGNORECASE)
+_MIG_COMPUTE_SLICES = 7
+_MIG_USABLE = 0.96
+"""Memory of a slice over its share of the whole: 1g.10gb of an A100-80GB reports 9.5 GiB (NVIDIA MIG user guide)."""
+
+
+def split_mig_label(label: str) -> tuple[str, int, int] | None:
+    """Product, compute slices and GB of a slice's label (`NVIDIA-A100-SXM4-80GB-MIG-1g.10gb`); None for others."""
+    match = _MIG_LABEL.match(label)
+    return (match["product"], int(match["compute"]), int(match["memory"])) if match else None
+
+
+def mig_slice(gpu: GpuFacts, compute: int, memory_gb: int) -> GpuFacts:
+    """A slice of a GPU as a product of its own: its share of memory, bandwidth, arithmetic and price.
+
+    Memory is cut into eighths, of which bandwidth follows, arithmetic into sevenths (NVIDIA MIG user guide).
+    """
+    profile = f"{compute}g.{memory_gb}gb"
+    whole_gb = max((int(known.split(".")[1].removesuffix("gb")) for known in gpu.mig_profiles), default=memory_gb)
+    memory, arithmetic = memory_gb / whole_gb, compute / _MIG_COMPUTE_SLICES
+    scaled = {
+        name: None if getattr(gpu, name) is None else getattr(gpu, name) * arithmetic
+        for name in ("fp16_tflops", "bf16_tflops", "int8_tops", "fp8_tflops")
+    }
+    return gpu.model_copy(
+        update={
+            **scaled,
+            "id": f"{gpu.id}-MIG-{profile}",
+            "aliases": (),
+            "product_labels": tuple(f"{label}-MIG-{profile}" for label in gpu.product_labels),
+            "memory_gib": gpu.memory_gib * memory * _MIG_USABLE,
+            "bandwidth_gb_s": gpu.bandwidth_gb_s * memory,
+            "nvlink_gb_s": 0,
+            "mig_profiles": (),
+            "prices": tuple(
+                price.model_copy(update={"usd_per_gpu_hour": price.usd_per_gpu_hour * arithmetic})
+                for price in gpu.prices
+            ),
+            "gpus_per_node": gpu.gpus_per_node * (_MIG_COMPUTE_SLICES // compute),
+            "confidence": "low",
+            "sliced": True,
+        }
+    )

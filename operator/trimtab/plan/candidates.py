@@ -422,13 +422,13 @@ def _last_resort(request: PlanRequest, quantization: str, kv_dtype: str, *, stor
 
 
 def _node_problem(pool: GpuPool, shards: int) -> str:
+    if shards > 1 and pool.gpu.sliced:
+        return "slices of a GPU cannot work together: use one GPU per replica or whole GPUs"
     if shards > pool.gpus_per_node:
         return (
             f"a replica of {shards} GPUs must sit in one node, nodes with {pool.gpu.id} have {pool.gpus_per_node}: "
             f"use at most {pool.gpus_per_node} GPUs per replica"
         )
-    if shards > 1 and "-MIG-" in (pool.product_label or ""):
-        return "slices of a GPU cannot work together: use one GPU per replica or whole GPUs"
     return ""
 
 

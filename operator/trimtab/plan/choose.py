@@ -186,7 +186,7 @@ def _dearer_reason(chosen: Candidate, other: Candidate) -> str:
     if chosen.cost is None or other.cost <= chosen.cost:
         return "works equally well; the chosen one has fewer GPUs, less loss of quality or comes first by name"
     return (
-        f"works, but a million tokens cost {other.cost:.2f} instead of {chosen.cost:.2f}: "
+        f"works, but a million tokens cost {other.cost:.4g} instead of {chosen.cost:.4g}: "
         "restrict hardware.gpuProducts or quantization to take it"
     )
 

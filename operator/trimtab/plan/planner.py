@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from trimtab.api.errors import InvalidSpecError
+from trimtab.api.errors import FieldError, InvalidSpecError
 from trimtab.api.spec import LLMDeploymentSpec
 from trimtab.catalog.catalogue import Catalogue
 from trimtab.catalog.models import ModelFacts
-from trimtab.engines.registry import get_engine
+from trimtab.engines.registry import ENGINES
 from trimtab.plan.choose import plan
 from trimtab.plan.from_spec import NodeGpus, request_from_spec
 from trimtab.plan.nearest import with_nearest
@@ -36,6 +36,9 @@ def plan_spec(
 
 def plan_request(request: PlanRequest) -> PlanResult:
     """As `plan_spec`, for a request that is already complete."""
-    engine = get_engine(request.engine)
+    engine = ENGINES.get(request.engine)
+    if engine is None:
+        unknown = FieldError("spec.engine.type", request.engine, "is no engine here", ", ".join(sorted(ENGINES)))
+        return PlanResult(plan=None, errors=(unknown,))
     result = plan(request, engine, step_coefficients)
     return with_nearest(request, result, engine, step_coefficients)

@@ -108,7 +108,19 @@ def test_gpus_are_found_by_node_label() -> None:
     found = CATALOGUE.gpu("NVIDIA-A100-SXM4-80GB")
     assert found is not None
     assert found.id == "A100-80GB"
-    assert CATALOGUE.gpu("NVIDIA-A100-SXM4-80GB-MIG-1g.10gb") is None
+    assert CATALOGUE.gpu("NVIDIA-A100-SXM4-80GB-SHARED") is None
+    assert CATALOGUE.gpu("NVIDIA-L4-MIG-1g.10gb") is None
+
+
+def test_a_slice_of_a_gpu_has_its_share() -> None:
+    whole, part = CATALOGUE.gpu("A100-80GB"), CATALOGUE.gpu("NVIDIA-A100-SXM4-80GB-MIG-3g.40gb")
+    assert whole is not None
+    assert part is not None
+    assert part.sliced
+    assert part.memory_gib == pytest.approx(whole.memory_gib / 2, rel=0.05)
+    assert part.bandwidth_gb_s == whole.bandwidth_gb_s / 2
+    assert part.fp16_tflops == pytest.approx(whole.fp16_tflops * 3 / 7)
+    assert part.price_per_hour == pytest.approx((whole.price_per_hour or 0) * 3 / 7)
 
 
 def test_additions_come_first_and_replace_the_bundled_record() -> None:

@@ -38,6 +38,14 @@ def test_only_what_the_nodes_have_is_planned_with() -> None:
     assert [(pool.gpu.id, pool.price_per_hour) for pool in allowed.pools] == [("L4", 0.33)]
 
 
+def test_slices_of_a_gpu_are_never_put_together() -> None:
+    spec = parse_spec({"model": {"id": "Qwen/Qwen2.5-1.5B-Instruct"}})
+    result = plan_spec(spec, CATALOGUE, [NodeGpus("NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", 56)])
+    assert result.plan is not None
+    assert result.plan.option.gpus_per_replica == 1
+    assert all("slices" in why.reason for option, why in result.rejected if option.gpus_per_replica > 1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "spec", "field"),
     [
