@@ -48,6 +48,7 @@ bench-planner: setup ## Plan the whole catalogue and print configurations a seco
 crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
 	@if [ -d charts/trimtab ]; then mkdir -p charts/trimtab/crds && cp crds/llmdeployments.trimtab.dev.yaml charts/trimtab/crds/; fi
+	@if [ -f deploy/trimtab.yaml ]; then $(MAKE) -s manifests; fi
 
 .PHONY: manifests
 manifests: ## Regenerate deploy/trimtab.yaml from the chart
