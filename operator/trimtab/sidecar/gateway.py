@@ -29,6 +29,7 @@ from trimtab.sidecar.interfaces import (
     SemanticTier,
 )
 from trimtab.sidecar.metrics import Buckets, Cell, Metrics
+from trimtab.sidecar.sidecall import SideCaller
 
 MAX_KEYED_BODY = 64 * 1024
 MAX_KEYED_BYTES = 32 * 1024 * 1024
@@ -46,6 +47,7 @@ class Parts:
     remote: RemoteTier | None = None
     semantic: SemanticTier | None = None
     context: ContextPolicy | None = None
+    side: SideCaller | None = None  # how the parts ask the engine
 
 
 class _HitCells:
@@ -98,6 +100,8 @@ class Gateway:
             key_map=self._key_map,
         )
         self._register_gauges()
+        if parts.side is not None:
+            parts.side.attach(self)
 
     def _register_gauges(self) -> None:
         metrics, memory = self.metrics, self.parts.memory

@@ -1,0 +1,102 @@
+"""Requests that the sidecar makes to the engine for itself: summaries of long conversations, token counts, `/info`."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from trimtab.sidecar.admission import Ticket
+from trimtab.sidecar.engine import EngineConnection, ResponseHead
+from trimtab.sidecar.errors import Failure
+
+if TYPE_CHECKING:
+    from trimtab.sidecar.gateway import Gateway
+
+MAX_ANSWER = 64 * 1024 * 1024  # bytes; token lists of a long prompt are the longest
+_LOW = 2
+_FLOW = b"trimtab side calls"
+_UNLIMITED = frozenset({"/info", "/tokenize", "/chat_tokenize"})  # the engine generates nothing for them
+
+
+class _Answer:
+    """Collects one answer; implements engine.Receiver."""
+
+    def __init__(self, future: asyncio.Future[tuple[int, bytes]]) -> None:
+        self.head_only = False
+        self.connection: EngineConnection | None = None
+        self.cancelled = False
+        self.future = future
+        self._status = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def on_answer(self, head: ResponseHead | None, data: bytes, done: bool) -> None:
+        """See engine.Receiver."""
+        if head is not None:
+            self._status = head.status
+        self._parts.append(data)
+        self._size += len(data)
+        if self.future.done():
+            return
+        if self._size > MAX_ANSWER:
+            self.future.set_exception(ConnectionError("the engine's answer is too long"))
+        elif done:
+            self.future.set_result((self._status, b"".join(self._parts)))
+
+    def on_broken(self, kind: str, message: str) -> None:
+        """See engine.Receiver."""
+        if not self.future.done():
+            self.future.set_exception(ConnectionError(message))
+
+
+class SideCaller:
+    """Implements `EngineCall` once a gateway is attached. Generations pass admission as one tenant of low priority."""
+
+    def __init__(self) -> None:
+        self._gateway: Gateway | None = None
+
+    def attach(self, gateway: Gateway) -> None:
+        """From now on calls go through this gateway's connections and admission."""
+        self._gateway = gateway
+
+    async def __call__(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """POST of a JSON body, or GET when there is none. Raises OSError or TimeoutError."""
+        gateway = self._gateway
+        if gateway is None:
+            raise ConnectionError("no engine yet")
+        loop = asyncio.get_running_loop()
+        answer = _Answer(loop.create_future())
+        payload = b"%s %s HTTP/1.1\r\nhost: %s:%d\r\naccept: application/json\r\n" % (
+            b"POST" if body else b"GET",
+            path.encode(),
+            gateway.engine.host.encode(),
+            gateway.engine.port,
+        )
+        if body:
+            payload += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        payload += b"\r\n" + body
+
+        def admitted() -> None:
+            gateway.engine.request(answer, payload)
+
+        def rejected(failure: Failure) -> None:
+            if not answer.future.done():
+                answer.future.set_exception(ConnectionError(failure.message))
+
+        ticket: Ticket | None = None
+        try:
+            if path in _UNLIMITED:
+                admitted()
+            else:
+                ticket = Ticket(1, (_LOW, _FLOW), admitted, rejected)
+                gateway.admission.enter(ticket, monotonic())
+            async with asyncio.timeout(gateway.config.engine.response_timeout_seconds):
+                return await answer.future
+        finally:
+            answer.cancelled = True
+            connection, answer.connection = answer.connection, None
+            if connection is not None:
+                connection.abort()
+            if ticket is not None:
+                gateway.admission.leave(ticket, monotonic())
