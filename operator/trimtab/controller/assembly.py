@@ -13,6 +13,7 @@ from kubernetes.aio.client import Configuration
 from trimtab.catalog.catalogue import load_catalogue
 from trimtab.controller.book import Book
 from trimtab.controller.cache import ObjectCache
+from trimtab.controller.children import failure_of
 from trimtab.controller.clock import Clock, SystemClock
 from trimtab.controller.events import Events
 from trimtab.controller.kube import ApiFailure, NotFound
@@ -27,7 +28,7 @@ from trimtab.controller.queue import Visit, WorkQueue, resync
 from trimtab.controller.reconcile import Reconciler
 from trimtab.controller.rendering import ChildRenderer
 from trimtab.controller.settings import Settings
-from trimtab.controller.tuning_loop import Observer, TuningLoop
+from trimtab.controller.tuning_loop import UNSET, Observer, TuningLoop
 from trimtab.controller.watches import build_registry, kopf_settings, selector_for, watched_kinds
 from trimtab.controller.web import WebServer
 
@@ -69,10 +70,10 @@ class Operator:
             on_call=self.metrics.called,
         )
         self.cache = ObjectCache(self._changed)
-        self.book = Book()
         self.observer: Observer | None = observer
         if observer is None and settings.prometheus_url is not None:
             self.observer = PrometheusObserver(settings)
+        self.book = Book(blind=UNSET if self.observer is None else None)
         planner = CachedPlanner(load_catalogue(), nodes_known=settings.watch_nodes)
         events = Events(self.kube, self.clock, settings.pod_name, self.metrics.dropped_events.inc)
         self.reconciler = Reconciler(
@@ -183,6 +184,8 @@ class Operator:
             clusterwide=not self.settings.namespaces,
             namespaces=self.settings.namespaces,
             standalone=True,
+            # Kopf would make one from the user's name, which a container's user need not have.
+            identity=self.settings.pod_name,
             stop_flag=self._stop,
         )
         self._stop.set()
@@ -238,7 +241,7 @@ class Operator:
         self.metrics.visited(visit)
         if visit.failure is None:
             return
-        expected = isinstance(visit.failure, ApiFailure)
+        expected = failure_of(visit.failure) is not None
         trace = None if expected else visit.failure
         _log.warning(
             "visit of %s failed, again in %.1f s: %s", visit.key, visit.retry_in, visit.failure, exc_info=trace

@@ -10,6 +10,13 @@ from trimtab.controller.reasons import Finding
 from trimtab.controller.status import NOT_MEASURED
 
 
+def settle(known: Finding | None, found: Finding, *, refresh: bool = False) -> Finding:
+    """The known finding while only the figures in its sentence changed: those are refreshed with `status.observed`."""
+    if known is not None and not refresh and (known.status, known.reason) == (found.status, found.reason):
+        return known
+    return found
+
+
 @dataclass(slots=True)
 class Record:
     """One LLMDeployment. Visits and the tuning loop share it; both run on one event loop and never await in between
@@ -31,6 +38,14 @@ class Record:
     memory: Any = None
     """The tuner's own."""
 
+    def go_blind(self, finding: Finding) -> None:
+        """There are no metrics: hold what is, and say so."""
+        slo = Finding("Unknown", finding.reason, "The objective cannot be judged without metrics.")
+        self.looked = True
+        self.metrics = settle(self.metrics, finding)
+        self.hold = settle(self.hold, finding)
+        self.slo = settle(self.slo, slo)
+
     def add_decision(self, decision: dict[str, Any]) -> None:
         """Put a decision before the others and drop the oldest ones."""
         self.decisions = (decision, *self.decisions)[:MAX_DECISIONS]
@@ -41,6 +56,8 @@ class Book:
     """All records."""
 
     records: dict[Key, Record] = field(default_factory=dict)
+    blind: Finding | None = None
+    """Why no deployment will ever be measured by this process; None: they will be."""
 
     def open(self, key: Key, resource: Manifest, deployment: Manifest | None) -> Record:
         """The record of a resource; recalled from the cluster when it is new here, or new under an old name."""
@@ -56,6 +73,8 @@ class Book:
                 calibration=status.get("calibration"),
             )
             _recall_findings(record, status)
+            if self.blind is not None:
+                record.go_blind(self.blind)
             self.records[key] = record
         return record
 

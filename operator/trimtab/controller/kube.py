@@ -98,7 +98,7 @@ class KubeClient(Protocol):
         """
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        """Server-side apply of the status subresource; `metadata.uid` guards against a namesake."""
+        """Server-side apply of the status; Conflict unless `metadata.resourceVersion` is the current one."""
 
     async def create(self, manifest: Manifest) -> Manifest:
         """A new object; AlreadyExists when the name is taken."""

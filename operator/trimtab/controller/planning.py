@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trimtab.api.spec import LLMDeploymentSpec
+from trimtab.api.spec import KvCacheDtype, LLMDeploymentSpec, Quantization
 from trimtab.api.status import MAX_REJECTED_OPTIONS
 from trimtab.catalog.catalogue import Catalogue
 from trimtab.controller.decided import Choice, asked_of
@@ -101,13 +101,13 @@ def _pinned(spec: LLMDeploymentSpec, choice: Choice) -> LLMDeploymentSpec:
     hardware = {"gpu_products": (choice.gpu,), "gpus_per_replica": choice.gpus_per_replica}
     updates: dict[str, Any] = {
         "hardware": spec.hardware.model_copy(update=hardware),
-        "quantization": type(spec.quantization)(choice.quantization),
+        "quantization": Quantization(choice.quantization),
     }
     if spec.model.size is not None:
         updates["model"] = spec.model.model_copy(update={"id": choice.model, "size": None})
-    kv_dtypes = {member.value for member in type(spec.kv_cache_dtype)}
-    if choice.kv_dtype in kv_dtypes:
-        updates["kv_cache_dtype"] = type(spec.kv_cache_dtype)(choice.kv_dtype)
+    # Plans name the real format; specs say `model` for the model's own.
+    known = {member.value for member in KvCacheDtype}
+    updates["kv_cache_dtype"] = KvCacheDtype(choice.kv_dtype) if choice.kv_dtype in known else KvCacheDtype.MODEL
     return spec.model_copy(update=updates)
 
 

@@ -18,7 +18,7 @@ from trimtab.controller.children import Children, NameTakenError, failure_of
 from trimtab.controller.clock import Clock, rfc3339
 from trimtab.controller.decided import Decided, clamp_live, clamp_replicas
 from trimtab.controller.events import Events
-from trimtab.controller.kube import ApiFailure, KubeClient, NotFound
+from trimtab.controller.kube import ApiFailure, Conflict, KubeClient, NotFound
 from trimtab.controller.objects import (
     DECIDED_ANNOTATION,
     DEPLOYMENT,
@@ -26,6 +26,7 @@ from trimtab.controller.objects import (
     PAUSED_ANNOTATION,
     Key,
     Manifest,
+    Ref,
     kind_of,
 )
 from trimtab.controller.pods import view_pods
@@ -168,9 +169,20 @@ class Reconciler:
             stored_resource = await self._kube.apply_status(status_manifest(resource, status))
         except NotFound:
             return
+        except Conflict:
+            await self._look_again(observed.key)
+            return
         self._cache.record(LLM_DEPLOYMENT, stored_resource, quiet=True)
         for note in transitions(facts.previous, status["conditions"]):
             await self._events.tell(resource, note)
+
+    async def _look_again(self, key: Key) -> None:
+        """The resource is no longer what the watch last showed: read it, which queues another visit."""
+        ref = Ref(LLM_DEPLOYMENT, key.namespace, key.name)
+        try:
+            self._cache.record(LLM_DEPLOYMENT, await self._kube.get(ref))
+        except NotFound:
+            self._cache.drop(ref)
 
     async def _apply(self, observed: Observed, wanted: Wanted) -> Exception | None:
         if not wanted.manifests:

@@ -66,8 +66,9 @@ def same_status(wanted: Manifest, stored: Manifest | None) -> bool:
 
 
 def status_manifest(resource: Manifest, status: Manifest) -> Manifest:
-    """What is applied to the status subresource; the UID makes it fail for a namesake."""
-    metadata = {name: resource["metadata"][name] for name in ("name", "namespace", "uid")}
+    """What is applied to the status subresource: only to the very state that was judged, not to a later one and not
+    to a namesake."""
+    metadata = {name: resource["metadata"][name] for name in ("name", "namespace", "resourceVersion")}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from trimtab.api.errors import InvalidSpecError
 from trimtab.api.resource import parse_spec
 from trimtab.api.spec import LLMDeploymentSpec
-from trimtab.controller.book import Book, Record
+from trimtab.controller.book import Book, Record, settle
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.clock import Clock, rfc3339
 from trimtab.controller.decided import clamp_replicas
@@ -41,6 +41,13 @@ class Observer(Protocol):
 
     async def observe(self, now: float) -> Observations:
         """Observations by (namespace, name) at clock time `now`; raises TelemetryUnavailableError."""
+
+
+UNSET = Finding(
+    "False",
+    Reason.PROMETHEUS_UNSET,
+    "TRIMTAB_PROMETHEUS_URL is not set: nothing is measured and nothing is tuned.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +109,6 @@ class TuningLoop:
         """One look. Raises TelemetryUnavailableError after saying so in every record."""
         now = self._clock.now().timestamp()
         if self._observer is None:
-            text = "TRIMTAB_PROMETHEUS_URL is not set: nothing is measured and nothing is tuned."
-            self._blind(Finding("False", Reason.PROMETHEUS_UNSET, text))
             return
         try:
             observations = await self._observer.observe(now)
@@ -143,11 +148,7 @@ class TuningLoop:
         for subject in self._subjects():
             record = subject.record
             before = _state(record)
-            record.looked = True
-            record.metrics = settle(record.metrics, finding)
-            record.hold = settle(record.hold, finding)
-            slo = Finding("Unknown", finding.reason, "The objective cannot be judged without metrics.")
-            record.slo = settle(record.slo, slo)
+            record.go_blind(finding)
             if _state(record) != before:
                 self._wake(subject.key)
 
@@ -201,13 +202,6 @@ class TuningLoop:
         told = "" if applied else " (advice only)"
         note = Note("Normal", decision.reason, "Tune", f"{_capital(decision.sentence)}{told}")
         await self._events.tell(subject.resource, note)
-
-
-def settle(known: Finding | None, found: Finding, *, refresh: bool = False) -> Finding:
-    """The known finding while only the figures in its sentence changed: those are refreshed with `status.observed`."""
-    if known is not None and not refresh and (known.status, known.reason) == (found.status, found.reason):
-        return known
-    return found
 
 
 def _state(record: Record) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """/healthz, /readyz and /metrics."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -9,9 +9,6 @@ from aiohttp import web
 from trimtab.controller.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
-
-Probe = Callable[[], Awaitable[str] | str]
-"""Returns what is wrong; empty: nothing."""
 
 
 @dataclass(slots=True)
@@ -31,8 +28,8 @@ class WebServer:
         app = web.Application()
         app.add_routes(
             [
-                web.get("/healthz", lambda _: _answer(self.alive())),
-                web.get("/readyz", lambda _: _answer(self.ready())),
+                web.get("/healthz", self._health),
+                web.get("/readyz", self._readiness),
                 web.get("/metrics", self._metrics),
             ]
         )
@@ -48,9 +45,15 @@ class WebServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _health(self, _request: web.Request) -> web.Response:
+        return _answer(self.alive())
+
+    async def _readiness(self, _request: web.Request) -> web.Response:
+        return _answer(self.ready())
+
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _answer(wrong: str) -> web.Response:
+def _answer(wrong: str) -> web.Response:
     return web.Response(text=wrong or "ok", status=503 if wrong else 200)

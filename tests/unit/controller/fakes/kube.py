@@ -117,8 +117,8 @@ class FakeKube:
         ref = ref_of(manifest)
         self._begin(Call("apply_status", ref, copy.deepcopy(manifest)))
         live = self._existing("apply_status", ref)
-        if manifest["metadata"].get("uid") not in (None, live["metadata"]["uid"]):
-            raise Conflict("apply_status", 409, "Conflict", "the UID in the precondition does not match")
+        if manifest["metadata"].get("resourceVersion") not in (None, live["metadata"]["resourceVersion"]):
+            raise Conflict("apply_status", 409, "Conflict", "the object has been modified")
         return self._apply(ref, {"status": manifest["status"]}, manager, force=True, subresource="status")
 
     async def create(self, manifest: Manifest) -> Manifest:
