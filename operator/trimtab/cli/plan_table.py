@@ -76,25 +76,28 @@ def _cost_line(plan: ServingPlan) -> str:
 
 
 def _table(rows: list[tuple[Option, Rejection | None]]) -> Table:
-    table = Table(show_lines=False, header_style="bold", expand=True, padding=(0, 1, 0, 0))
+    table = Table(show_lines=True, header_style="bold", expand=True)
     several = len({option.model for option, _ in rows}) > 1
-    table.add_column("configuration", overflow="fold")
+    table.add_column("configuration, and why not", ratio=1)
     for name in ("KV tokens", "TPOT ms", "req/s", "USD/1M"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("why not", overflow="fold", ratio=1)
     for option, why in rows:
-        where = f"{option.gpus_per_replica}x{option.gpu} {option.quantization}"
-        kv = " fp8-kv" if option.kv_dtype.startswith("fp8") else ""
+        cell = Text(_label(option, several=several), style="bold green" if why is None else "bold")
+        cell.append(f"\n{why.reason if why else 'chosen'}", style="not bold")
         table.add_row(
-            f"{option.model} {where}{kv}" if several else f"{where}{kv}",
+            cell,
             str(option.kv_tokens) if option.fits else "-",
             _number(option.tpot_ms, 1),
             _number(option.requests_per_second, 2),
             _number(option.cost_per_million_tokens, 2),
-            why.reason if why else "chosen",
-            style="green" if why is None else None,
         )
     return table
+
+
+def _label(option: Option, *, several: bool) -> str:
+    model = f"{option.model.rpartition('/')[2]} " if several else ""
+    kv = " with FP8 KV cache" if option.kv_dtype.startswith("fp8") else ""
+    return f"{model}{option.quantization} on {option.gpus_per_replica}x{option.gpu}{kv}"
 
 
 def _number(value: float | None, digits: int) -> str:
