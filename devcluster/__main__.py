@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from devcluster import apiserver, cleanup, cluster
+from devcluster import apiserver, cleanup, cluster, gpus
 from devcluster.paths import ClusterError
 
 
@@ -11,10 +11,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m devcluster", description="A real Kubernetes on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start the cluster (again: finds it running)")
-    up.add_argument("--gpu-product", default="NVIDIA-L4", help="value of the node label nvidia.com/gpu.product")
-    up.add_argument("--gpus", type=int, default=8, help="GPUs that the node advertises")
-    up.add_argument("--gpu-memory-mib", type=int, default=23034)
-    up.add_argument("--compute-capability", default="8.9")
+    up.add_argument("--gpu-product", help=f"GPUs that the node seems to have (else as before, at first {gpus.DEFAULT})")
+    up.add_argument("--gpus", type=int, help="how many of them (else as before, at first 8)")
+    up.add_argument("--gpu-memory-mib", type=int, help="memory of one, for a product that is not known")
+    up.add_argument("--compute-capability", help="for a product that is not known, such as 8.9")
     for command, text in (
         ("down", "end everything and remove every trace"),
         ("images", "build and import the project's images"),
@@ -43,7 +43,8 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> None:
     match arguments.command:
         case "up":
-            cluster.up(arguments.gpu_product, arguments.gpus, arguments.gpu_memory_mib, arguments.compute_capability)
+            chosen = (arguments.gpu_product, arguments.gpus, arguments.gpu_memory_mib, arguments.compute_capability)
+            cluster.up(*chosen)
         case "down":
             cleanup.down(cluster.folder())
         case "images":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from devcluster import build, controlplane, images, node, preflight, volumes
+from devcluster import build, controlplane, gpus, images, node, preflight, volumes
 from devcluster.build import locked
 from devcluster.containerd import import_archive, start_containerd
 from devcluster.controlplane import ControlPlane, Ports
@@ -26,11 +26,20 @@ def current() -> ControlPlane:
     return plane
 
 
-def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability: str) -> ControlPlane:
-    """Start what does not run yet; a second call finds everything running."""
+def up(
+    gpu_product: str | None = None,
+    gpu_count: int | None = None,
+    gpu_memory_mib: int | None = None,
+    compute_capability: str | None = None,
+) -> ControlPlane:
+    """Start what does not run yet; a second call finds everything running.
+
+    What is None about the GPUs stays as it was. ClusterError with code 3 names what this machine lacks.
+    """
     preflight.check_machine(needs_node=True)
     preflight.install_packages()
     place = folder()
+    offered = gpus.choose(place, gpu_product, gpu_count, gpu_memory_mib, compute_capability)
     with locked("up"):
         plane = controlplane.load(place)
         if plane is None or not _complete(plane):
@@ -49,7 +58,7 @@ def up(gpu_product: str, gpu_count: int, gpu_memory_mib: int, compute_capability
             node.start_node(plane)
             _start_dns(plane)
         volumes.offer(plane)
-        node.advertise_gpus(plane, gpu_product, gpu_count, gpu_memory_mib, compute_capability)
+        gpus.advertise(plane, offered)
     say(f"up; kubeconfig: {plane.kubeconfig}")
     return plane
 

@@ -6,7 +6,17 @@ from pathlib import Path
 from devcluster import build, preflight
 from devcluster.containerd import containerd_socket
 from devcluster.controlplane import ControlPlane
-from devcluster.paths import BRIDGE, BRIDGE_ADDRESS, DNS_ADDRESS, NODE, POD_CIDR, ClusterError, cgroup_root, port
+from devcluster.paths import (
+    BRIDGE,
+    BRIDGE_ADDRESS,
+    DNS_ADDRESS,
+    NODE,
+    POD_CIDR,
+    SERVICE_CIDR,
+    ClusterError,
+    cgroup_root,
+    port,
+)
 from devcluster.shell import find_tool, run, say, wait_for
 
 # What kubelet and kube-proxy change on the host; `down` puts the former values back.
@@ -22,15 +32,6 @@ SYSCTLS = (
     "kernel/keys/root_maxbytes",
 )
 _KUBELET_PORT, _PROXY_METRICS_PORT, _PROXY_HEALTH_PORT = 3, 4, 5
-# Names of GPU feature discovery (NVIDIA/k8s-device-plugin) for compute capabilities.
-_FAMILIES = {
-    (7, 0): "volta",
-    (7, 5): "turing",
-    (8, 0): "ampere",
-    (8, 6): "ampere",
-    (8, 9): "ada-lovelace",
-    (9, 0): "hopper",
-}
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -43,6 +44,8 @@ def create_bridge(folder: Path) -> None:
     run([ip, "link", "add", BRIDGE, "type", "bridge"])
     run([ip, "addr", "add", f"{BRIDGE_ADDRESS}/24", "dev", BRIDGE])
     run([ip, "link", "set", BRIDGE, "up"])
+    # Without a route of its own, traffic to a Service would need a default route, and without an endpoint leave by it.
+    run([ip, "route", "add", SERVICE_CIDR, "dev", BRIDGE])
     for name in ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"):
         file = Path("/proc/sys") / name
         if file.exists():
@@ -115,28 +118,6 @@ def node_ready(plane: ControlPlane) -> bool:
         return plane.kubectl("get", "node", NODE, "-o", path).strip() == "True"
     except ClusterError:
         return False
-
-
-def advertise_gpus(plane: ControlPlane, product: str, count: int, memory_mib: int, capability: str) -> None:
-    """Make the node look as GPU feature discovery and the device plugin would: labels, and `nvidia.com/gpu`.
-
-    The scheduler then really counts the GPUs. Kubernetes documents patching the node's status for extended resources.
-    """
-    major, minor = capability.split(".")
-    labels = {
-        "nvidia.com/gpu.present": "true",
-        "nvidia.com/gpu.family": _FAMILIES.get((int(major), int(minor)), "undefined"),
-        "nvidia.com/gpu.product": product,
-        "nvidia.com/gpu.memory": str(memory_mib),
-        "nvidia.com/gpu.count": str(count),
-        "nvidia.com/gpu.replicas": "1",
-        "nvidia.com/gpu.compute.major": major,
-        "nvidia.com/gpu.compute.minor": minor,
-    }
-    plane.kubectl("label", "node", NODE, "--overwrite", *(f"{name}={value}" for name, value in labels.items()))
-    amounts = {"nvidia.com/gpu": str(count)}
-    patch = json.dumps({"status": {"capacity": amounts, "allocatable": amounts}})
-    plane.kubectl("patch", "node", NODE, "--subresource=status", "--type=merge", "-p", patch)
 
 
 def _kubelet_config(folder: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The local cluster with its node, for the whole test session. A cluster that was up before stays up."""
+"""The local cluster for tests with real pods, or another one that was named for tests."""
 
 import json
 import subprocess
@@ -11,120 +11,93 @@ from typing import Any
 
 import pytest
 
-from devcluster import build, cleanup
+from devcluster import build, cleanup, containerd, guard, images
 from devcluster import cluster as local
-from devcluster.guard import ensure_test_cluster
-from devcluster.paths import ClusterError
-
-TOOLBOX = "localhost/trimtab/addons:dev"
-RESTRICTED = {
-    "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """How tests reach the cluster."""
+    """How tests reach the cluster; `folder` is None for a cluster that was named by the user."""
 
     kubeconfig: Path
     kubectl_path: Path
+    folder: Path | None
 
-    def kubectl(self, *arguments: str, input_text: str | None = None, timeout: float = 180) -> str:
-        """Standard output of kubectl; CalledProcessError with `stderr` when it fails."""
-        return subprocess.run(
-            [self.kubectl_path, f"--kubeconfig={self.kubeconfig}", *arguments],
-            input=input_text,
-            text=True,
-            capture_output=True,
-            check=True,
-            timeout=timeout,
-        ).stdout
+    def command(self, *arguments: str) -> list[str]:
+        """The words of a kubectl command."""
+        return [str(self.kubectl_path), f"--kubeconfig={self.kubeconfig}", *arguments]
+
+    def kubectl(self, *arguments: str, input_text: str | None = None) -> str:
+        """Standard output of kubectl; CalledProcessError, with what kubectl said as a note, when it fails."""
+        done = subprocess.run(self.command(*arguments), input=input_text, text=True, capture_output=True, check=False)
+        try:
+            done.check_returncode()
+        except subprocess.CalledProcessError as failed:
+            failed.add_note(done.stderr)
+            raise
+        return done.stdout
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """An object or a list, parsed."""
+        parsed: dict[str, Any] = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return parsed
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        """Create or change objects."""
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+        """Apply manifests."""
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
         self.kubectl("apply", "--server-side", "-f", "-", input_text=text)
-
-    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any] | None:
-        """An object, or None when there is none."""
-        text = self.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
-        found: dict[str, Any] | None = json.loads(text) if text.strip() else None
-        return found
-
-    def items(self, kind: str, namespace: str, *arguments: str) -> list[dict[str, Any]]:
-        """All objects of a kind."""
-        found: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-n", namespace, "-o", "json", *arguments))[
-            "items"
-        ]
-        return found
-
-    @staticmethod
-    def wait(what: str, ready: Callable[[], Any], seconds: float = 60) -> Any:
-        """The first true value of `ready`; fails the test after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while True:
-            value = ready()
-            if value:
-                return value
-            assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-            time.sleep(0.3)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The local cluster with images, Prometheus and Redis."""
+    """The cluster: taken up for this session and down after it, unless it was up before."""
+    named = guard.named_kubeconfig()
+    if named is not None:
+        yield Cluster(named, build.kubectl(), None)
+        return
+    was_up = local.folder().exists()
     try:
-        local.current()
-        was_up = True
-    except ClusterError:
-        was_up = False
-    plane = local.up("NVIDIA-L4", 8, 23034, "8.9")
-    try:
-        local.load_images()
-        local.start_addons()
-        yield Cluster(ensure_test_cluster(plane.kubeconfig), build.kubectl())
+        plane = local.up()
+        yield Cluster(guard.ensure_test_cluster(plane.kubeconfig), build.kubectl(), plane.folder)
     finally:
         if not was_up:
             cleanup.down(local.folder())
 
 
 @pytest.fixture
+def kubectl(cluster: Cluster) -> Callable[..., str]:
+    """kubectl on the cluster."""
+    return cluster.kubectl
+
+
+@pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """An empty namespace that is deleted afterwards."""
+    """A namespace of its own that admits restricted pods only; deleted afterwards."""
     name = f"t-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    # Pods need the default account, which the controller manager creates a moment later.
-    cluster.wait("the default service account", lambda: cluster.get("serviceaccount", "default", name))
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
+@pytest.fixture(scope="session")
+def tool_image(cluster: Cluster) -> str:
+    """An image with a shell and Python, which is in the cluster."""
+    assert cluster.folder is not None, "these tests load images: they need the local cluster"
+    containerd.import_archive(cluster.folder, images.ADDONS_IMAGE, images.addons_archive())
+    return images.ADDONS_IMAGE
+
+
 @pytest.fixture
-def pod(cluster: Cluster, namespace: str) -> Callable[..., str]:
-    """Start a restricted pod of the toolbox image with a Python script, wait until it runs, return its name."""
+def eventually() -> Callable[..., Any]:
+    """Poll a function until it gives something true, and return that; fails with its last answer."""
 
-    def start(script: str, name: str = "toolbox", **spec: Any) -> str:
-        container = {
-            "name": "main",
-            "image": TOOLBOX,
-            "imagePullPolicy": "Never",
-            "command": ["python3", "-u", "-c", script],
-            "securityContext": RESTRICTED,
-            **spec.pop("container", {}),
-        }
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
-            "spec": {"containers": [container], "enableServiceLinks": False, **spec},
-        }
-        cluster.apply(manifest)
-        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "-n", namespace, "--timeout=60s")
-        return name
+    def wait(read: Callable[[], Any], seconds: float = 60.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (answer := read()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {seconds:.0f} s; last answer: {answer!r}")
+            time.sleep(0.1)
+        return answer
 
-    return start
+    return wait
