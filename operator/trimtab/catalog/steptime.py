@@ -23,6 +23,7 @@ from trimtab.catalog.catalogue import load_catalogue
 from trimtab.catalog.gpus import GpuFacts
 from trimtab.catalog.kernels import (
     INSTEAD,
+    INT4_WEIGHTS,
     INT8_WEIGHTS,
     PLAIN,
     Kernels,
@@ -299,6 +300,7 @@ def _gemm_points(
     tokens = sorted({max(1.0, point * stretch) for point in entry.gemm_tokens} | set(entry.gemm_tokens))
     link_token, link_const = _pcie_ms(wanted)
     times = []
+    correction = _plain_correction(entry, wanted)
     # Mixture of experts: larger passes read more experts, so that the ratio depends on the pass.
     alike = have.model.experts is None and wanted.model.experts is None
     ratio, local = wanted.read_ms(1) / have.read_ms(1), stretch
@@ -307,8 +309,50 @@ def _gemm_points(
             ratio = wanted.read_ms(count) / have.read_ms(count)
             local = (have.compute_ms / have.read_ms(count)) / (wanted.compute_ms / wanted.read_ms(count))
         time = ratio * _interpolate(entry.gemm_tokens, entry.gemm_ms, count / local)
+        if correction is not None:
+            time *= _interpolate(*correction, count)
         times.append(slowdown * time + link_const + link_token * count)
     return tuple(tokens), tuple(times)
+
+
+def _plain_correction(entry: Kernels, wanted: Replica) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """By how much scaling misses on the wanted GPU (or the nearest to it), where 16-bit kernels were measured on both.
+
+    Weight-only formats compute in 16 bits, so they share what the roofline leaves out: the kernels' efficiency on that
+    GPU, and all-reduces, which do not get faster with arithmetic. Without it they would seem to prefill faster than
+    16-bit weights.
+    """
+    if entry.format not in (INT8_WEIGHTS, INT4_WEIGHTS) or entry.gpu == wanted.gpu.id:
+        return None
+    bandwidth, compute, _ = _place(wanted)
+    alike = [
+        (abs(have.bandwidth - bandwidth) + abs(have.compute - compute), have.entry.gpu)
+        for have in _references()
+        if (have.entry.model, have.entry.gpus, have.entry.format) == (entry.model, entry.gpus, PLAIN)
+    ]
+    nearest = min(alike)[1] if alike else entry.gpu
+    return None if nearest == entry.gpu else _plain_misses(entry.model, entry.gpus, entry.gpu, nearest)
+
+
+@lru_cache(maxsize=256)
+def _plain_misses(model: str, gpus: int, here: str, there: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    plain = {
+        entry.gpu: entry
+        for entry in measurements().entries
+        if (entry.model, entry.gpus, entry.format, entry.estimate) == (model, gpus, PLAIN, False)
+    }
+    if here not in plain or there not in plain:
+        return None
+    have, want = measured_replica(plain[here]), measured_replica(plain[there])
+    ratio = want.read_ms(1) / have.read_ms(1)
+    local = (have.compute_ms / have.read_ms(1)) / (want.compute_ms / want.read_ms(1))
+    measured, scaled = plain[there], plain[here]
+    misses = [
+        time / (ratio * _interpolate(scaled.gemm_tokens, scaled.gemm_ms, count / local))
+        for count, time in zip(measured.gemm_tokens, measured.gemm_ms, strict=True)
+    ]
+    # A flat end, so that the line is not continued beyond what was measured.
+    return (*measured.gemm_tokens, measured.gemm_tokens[-1] * 2), (*misses, misses[-1])
 
 
 def _pcie_ms(wanted: Replica) -> tuple[float, float]:

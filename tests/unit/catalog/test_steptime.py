@@ -76,6 +76,26 @@ def test_weight_only_quantization_speeds_up_decode_but_not_prefill():
     assert four_bits.prefill_ms([2048]) >= plain.prefill_ms([2048])
 
 
+@pytest.mark.parametrize(
+    ("name", "gpus", "gpu"),
+    [
+        (LLAMA_8B, 1, "A100-80GB"),
+        (LLAMA_8B, 1, "H100-SXM"),
+        (LLAMA_8B, 1, "H200"),
+        (LLAMA_13B, 1, "H100-SXM"),
+        (LLAMA_70B, 4, "A100-80GB"),
+        (LLAMA_70B, 4, "H100-SXM"),
+        (LLAMA_70B, 8, "H100-SXM"),
+    ],
+)
+@pytest.mark.parametrize("quantization", ["awq", "eetq"])
+def test_weight_only_kernels_do_not_prefill_faster_than_16_bits(name, gpus, gpu, quantization):
+    # Also where they were scaled from another GPU: they compute in 16 bits all the same.
+    plain, weight_only = step_time_model(name, gpu, "none", gpus), step_time_model(name, gpu, quantization, gpus)
+    assert not plain.estimate
+    assert weight_only.gemm_ms(4096) >= 0.98 * plain.gemm_ms(4096)
+
+
 def test_eight_bit_floats_without_such_tensor_cores_are_an_estimate_on_weight_only_kernels():
     fp8, eetq = step_time_model(LLAMA_8B, "A100-80GB", "fp8"), step_time_model(LLAMA_8B, "A100-80GB", "eetq")
     assert fp8.gemm == pytest.approx(eetq.gemm, rel=0.01)
