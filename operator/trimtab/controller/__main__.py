@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 
 from kubernetes.aio.config import ConfigException
@@ -22,7 +23,10 @@ async def _serve(settings: Settings) -> int:
         _log.error("no way to the API server: %s (set TRIMTAB_KUBECONFIG outside a cluster)", missing)
         return 2
     try:
-        await Operator(settings, configuration).run()
+        operator = Operator(settings, configuration)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, operator.stop)
+        await operator.run()
     except OperatorFailedError as failed:
         _log.exception("the operator ends: %s", failed)
         return 1

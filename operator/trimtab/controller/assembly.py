@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import kopf
 from kubernetes.aio.client import Configuration
 
 from trimtab.catalog.catalogue import load_catalogue
@@ -29,7 +28,7 @@ from trimtab.controller.reconcile import Reconciler
 from trimtab.controller.rendering import ChildRenderer
 from trimtab.controller.settings import Settings
 from trimtab.controller.tuning_loop import UNSET, Observer, TuningLoop
-from trimtab.controller.watches import build_registry, kopf_settings, selector_for, watched_kinds
+from trimtab.controller.watches import Watches, selector_for, watched_kinds
 from trimtab.controller.web import WebServer
 
 _log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class OperatorFailedError(Exception):
 
 
 class Operator:
-    """One operator process. `run` works until `stop` is called, a signal arrives, or something fails for good."""
+    """One operator process. `run` works until `stop` is called or something fails for good."""
 
     def __init__(
         self,
@@ -124,7 +123,7 @@ class Operator:
         return f"the queue has not moved for {waited:.0f} s" if leading and waited > _STUCK_SECONDS else ""
 
     async def run(self) -> None:
-        """Raises OperatorFailedError when the process should be started anew."""
+        """Work until `stop`. Raises OperatorFailedError when the process should be started anew."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.kube.close)
             web = WebServer(self.settings.host, self.settings.port, self.metrics, self.alive, self.ready)
@@ -133,8 +132,16 @@ class Operator:
             first = asyncio.create_task(self._first_listing())
             if not await self._unless_stopped(first):
                 return
-            watching = asyncio.create_task(self._watch(), name="watch")
+            watches = Watches(
+                self.cache,
+                self._configuration,
+                namespaces=self.settings.namespaces,
+                nodes=self.settings.watch_nodes,
+                identity=self.settings.pod_name,
+            )
+            watching = asyncio.create_task(watches.run(), name="watches")
             stack.push_async_callback(_end, watching)
+            stack.push_async_callback(watches.stop)
             if self._leader is not None:
                 stack.push_async_callback(self._leader.release)
                 if not await self._unless_stopped(asyncio.create_task(self._leader.acquire()), watching):
@@ -175,20 +182,6 @@ class Operator:
         finally:
             await _end(stopping)
             await _end(task)
-
-    async def _watch(self) -> None:
-        """Kopf ends by itself on SIGTERM and SIGINT."""
-        await kopf.operator(
-            registry=build_registry(self.cache, self._configuration, nodes=self.settings.watch_nodes),
-            settings=kopf_settings(),
-            clusterwide=not self.settings.namespaces,
-            namespaces=self.settings.namespaces,
-            standalone=True,
-            # Kopf would make one from the user's name, which a container's user need not have.
-            identity=self.settings.pod_name,
-            stop_flag=self._stop,
-        )
-        self._stop.set()
 
     async def _first_listing(self) -> None:
         while not self._synced:

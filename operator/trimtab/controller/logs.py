@@ -50,3 +50,5 @@ def configure_logging(log_format: str, level: str) -> None:
     # Transport chatter: its warnings matter, its progress does not.
     for name in ("kopf", "urllib3", "asyncio", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Warns that it ignores signals in its thread, as it should.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

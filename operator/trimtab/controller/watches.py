@@ -2,9 +2,14 @@
 
 Low-level event handlers only: no create, update or resume handlers, timers, daemons, return values or patches. So Kopf
 writes no annotation and no finalizer, and losing an event costs nothing but time until the next listing.
+
+It runs on an event loop and a thread of its own: at its end Kopf cancels every task that was started on its loop after
+itself, and it takes over the signals of the main thread. Visits and the lease must not hang on that.
 """
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import kopf
@@ -12,7 +17,19 @@ from kubernetes.aio.client import Configuration
 
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.connection import kopf_connection
-from trimtab.controller.objects import CHILD_KINDS, CHILD_SELECTOR, LLM_DEPLOYMENT, NODE, POD, WATCHED_KINDS, Kind
+from trimtab.controller.objects import (
+    CHILD_KINDS,
+    CHILD_SELECTOR,
+    LLM_DEPLOYMENT,
+    NODE,
+    POD,
+    WATCHED_KINDS,
+    Kind,
+    Manifest,
+)
+
+See = Callable[[Kind, Manifest, bool], None]
+"""Takes an object of a kind, and whether it was deleted."""
 
 
 class LongBackoffs:
@@ -42,7 +59,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def build_registry(cache: ObjectCache, configuration: Configuration, *, nodes: bool) -> kopf.OperatorRegistry:
+def build_registry(see: See, configuration: Configuration, *, nodes: bool) -> kopf.OperatorRegistry:
     """Handlers for all watched kinds, in a registry of their own."""
     registry = kopf.OperatorRegistry()
 
@@ -51,7 +68,7 @@ def build_registry(cache: ObjectCache, configuration: Configuration, *, nodes: b
         return await kopf_connection(configuration)
 
     for kind in watched_kinds(nodes=nodes):
-        _watch(registry, cache, kind)
+        _watch(registry, see, kind)
     return registry
 
 
@@ -65,10 +82,79 @@ def selector_for(kind: Kind) -> str:
     return "" if kind in (LLM_DEPLOYMENT, NODE) else CHILD_SELECTOR
 
 
-def _watch(registry: kopf.OperatorRegistry, cache: ObjectCache, kind: Kind) -> None:
+def _watch(registry: kopf.OperatorRegistry, see: See, kind: Kind) -> None:
     @kopf.on.event(kind.group, kind.version, kind.plural, id=f"see-{kind.plural}", registry=registry)  # type: ignore[untyped-decorator]
-    async def see(event: Any, **_: Any) -> None:
-        if event["type"] == "DELETED":
-            cache.remove(kind, event["object"])
+    async def seen(event: Any, **_: Any) -> None:
+        see(kind, event["object"], event["type"] == "DELETED")
+
+
+class Watches:
+    """Kopf in its thread; start it on the loop to which the cache belongs."""
+
+    def __init__(
+        self,
+        cache: ObjectCache,
+        configuration: Configuration,
+        *,
+        namespaces: Collection[str],
+        nodes: bool,
+        identity: str,
+    ) -> None:
+        self._cache = cache
+        self._configuration = configuration
+        self._namespaces = namespaces
+        self._nodes = nodes
+        self._identity = identity
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    async def run(self) -> None:
+        """Watch until `stop`; raises what ended Kopf otherwise."""
+        self._thread.start()
+        try:
+            await asyncio.shield(self._ended)
+        finally:
+            self._stop.set()
+
+    async def stop(self) -> None:
+        """End the watches and wait for the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            await asyncio.wait({self._ended})
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            asyncio.run(self._kopf())
+        except BaseException as raised:  # noqa: BLE001 - handed over to the main thread, which ends the process
+            failure = raised
+        self._loop.call_soon_threadsafe(self._finish, failure)
+
+    async def _kopf(self) -> None:
+        try:
+            await kopf.operator(
+                registry=build_registry(self._see, self._configuration, nodes=self._nodes),
+                settings=kopf_settings(),
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                standalone=True,
+                # Kopf would make one from the user's name, which a container's user need not have.
+                identity=self._identity,
+                stop_flag=self._stop,
+            )
+        finally:
+            # Kopf waits for the flag in a thread, and the loop cannot close before that thread ends.
+            self._stop.set()
+
+    def _see(self, kind: Kind, manifest: Manifest, deleted: bool) -> None:
+        self._loop.call_soon_threadsafe(self._cache.remove if deleted else self._cache.record, kind, manifest)
+
+    def _finish(self, failure: BaseException | None) -> None:
+        if self._ended.done():
+            return
+        if failure is None:
+            self._ended.set_result(None)
         else:
-            cache.record(kind, event["object"])
+            self._ended.set_exception(failure)
