@@ -326,6 +326,8 @@ class _Group:
         elif candidate.trusted_tokens < candidate.needed_tokens:
             missing = candidate.memory_needed / pool.gpu.memory_bytes
             candidate.reject(RejectionKind.MEMORY, _memory_reason(candidate, kv_bytes), missing)
+        elif self.held.loading + self.held.runtime > pool.gpu.memory_bytes:
+            candidate.reject(RejectionKind.MEMORY, _loading_reason(candidate, self.held.loading))
 
     def _measure(self, candidate: Candidate, calibration: Calibration | None) -> None:
         trusted = candidate.trusted_tokens
@@ -430,6 +432,14 @@ def _node_problem(pool: GpuPool, shards: int) -> str:
             f"use at most {pool.gpus_per_node} GPUs per replica"
         )
     return ""
+
+
+def _loading_reason(candidate: Candidate, loading: int) -> str:
+    format_, gpu = candidate.settings.quantization, candidate.pool.gpu
+    return (
+        f"it would fit, but {loading / GIB:.1f} GiB are needed on each {gpu.id} while weights are loaded in 16 bits "
+        f"and made {format_}: name a repository that is stored in {format_}, or use more GPUs per replica"
+    )
 
 
 def _memory_reason(candidate: Candidate, kv_bytes: int) -> str:

@@ -68,6 +68,7 @@ def vllm_rules(version: Version, utilization: float | None = None, offload_gib: 
         sampler_bytes=VLLM_SAMPLER_BYTES,
         pads_vocabulary=True,
         replicates_kv_heads=True,
+        quantizes_when_loaded=True,
         compresses_latent=version >= (0, 7, 1),
         frees_window=version >= (0, 11),
         offloaded_bytes=int(offload_gib * GIB),

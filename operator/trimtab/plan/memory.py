@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from trimtab.catalog.models import ModelFacts
 from trimtab.catalog.parameters import Parameters, count_parameters
-from trimtab.catalog.quantization import WeightFormat, quantization_of
+from trimtab.catalog.quantization import NONE, ON_THE_FLY, WeightFormat, quantization_of, weight_format
 
 GIB = 2**30
 MIB = 2**20
 BYTES_16_BIT = 2
+PLAIN = weight_format(NONE, None)
 
 LOADED_FACTOR = 1.01
 """Loaded weights over the size of the tensors: allocator rounding and buffers. Public logs show 0 to 1.4 %."""
@@ -56,6 +57,8 @@ class MemoryAccounting:
     """Layers with a sliding window keep only the window (vLLM); otherwise the whole context (TGI)."""
     offloaded_bytes: int = 0
     """Weights of each GPU that stay in host memory (vLLM's `--cpu-offload-gb`)."""
+    quantizes_when_loaded: bool = False
+    """FP8 is made from 16-bit weights only when all of them are on the GPU (vLLM); otherwise layer by layer (TGI)."""
     profiles_whole_context: bool = False
     """Warm-up runs a prompt of the whole context instead of one prefill budget (vLLM before chunked prefill)."""
 
@@ -96,6 +99,8 @@ class Footprint:
     """Context, workspaces, communication."""
     kv_per_token: float
     """KV cache of one token (of a request of the full length, with sliding windows on average)."""
+    loading: int
+    """Most that weights take while they are loaded and, with on-the-fly formats, quantized."""
 
     @property
     def fixed(self) -> int:
@@ -125,6 +130,7 @@ def footprint(
         activations=activation_bytes(sizes.model, shards, accounting, batch),
         runtime=accounting.runtime_bytes + (accounting.shard_bytes if shards > 1 else 0),
         kv_per_token=kv_bytes_per_token(sizes.model, shards, accounting, batch),
+        loading=loading_bytes(sizes, format_, shards, accounting),
     )
 
 
@@ -165,6 +171,24 @@ def weight_bytes(sizes: ModelSizes, format_: WeightFormat, shards: int, accounti
     whole = (parameters.other + parameters.vision) * BYTES_16_BIT
     loaded = int(LOADED_FACTOR * (linear_bytes(sizes, format_) / shards + embedding + head + whole))
     return max(0, loaded - accounting.offloaded_bytes)
+
+
+def loading_bytes(sizes: ModelSizes, format_: WeightFormat, shards: int, accounting: MemoryAccounting) -> int:
+    """Peak of weights on one GPU during the load, before any KV cache exists.
+
+    Formats made on the fly hold one fused gate and up projection in 16 bits besides what is already quantized (EETQ
+    quantizes on the CPU and does not); vLLM makes FP8 from the whole model at once (its FP8 documentation).
+    """
+    ready = weight_bytes(sizes, format_, shards, accounting)
+    if format_.name not in ON_THE_FLY or format_.name == quantization_of(sizes.model.checkpoint):
+        return ready
+    if accounting.quantizes_when_loaded and format_.name == "fp8":
+        return weight_bytes(sizes, PLAIN, shards, accounting)
+    if format_.name == "eetq":
+        return ready
+    model = sizes.model
+    width = model.experts.intermediate_size if model.experts is not None else model.intermediate_size
+    return ready + 2 * width * model.hidden_size * BYTES_16_BIT // shards
 
 
 def linear_bytes(sizes: ModelSizes, format_: WeightFormat) -> float:

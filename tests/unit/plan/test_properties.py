@@ -86,6 +86,16 @@ def test_the_memory_said_to_be_needed_is_enough_and_no_more(
     assert divide_memory(held, less, accounting, batch).kv_tokens < tokens
 
 
+@given(MODELS, FORMATS, SHARDS, ACCOUNTINGS, BATCHES)
+def test_loading_never_takes_less_than_what_is_loaded(
+    model: ModelFacts, format_: str, shards: int, accounting: MemoryAccounting, batch: Batch
+) -> None:
+    held = footprint(ModelSizes.of(model), weight_format(format_, model.checkpoint), shards, accounting, batch)
+    plain = footprint(ModelSizes.of(model), weight_format("none", None), shards, accounting, batch)
+    assert held.weights <= held.loading
+    assert held.loading <= max(held.weights, plain.weights) * 1.5
+
+
 @given(MODELS, SHARDS, MEMORY_GIB, ACCOUNTINGS, BATCHES)
 def test_an_fp8_kv_cache_never_holds_less(
     model: ModelFacts, shards: int, gib: float, accounting: MemoryAccounting, batch: Batch
