@@ -26,8 +26,10 @@ FlagType = Literal[
     "json",
     "unsigned-list",
     "string-list",
+    "strings",
 ]
-"""`boolean` takes the word true or false, `switch` takes no value, `negatable` is a switch with a `--no-` form."""
+"""`boolean` takes the word true or false, `switch` takes no value, `negatable` is a switch with a `--no-` form,
+`string-list` may be repeated, `strings` takes several values after one flag."""
 
 _VALUELESS = frozenset({"switch", "negatable"})
 
@@ -114,7 +116,7 @@ class FlagFacts(Facts):
         return self.problem(value)
 
     def _number_problem(self, value: str) -> str | None:
-        if self.type in ("string", "string-list"):
+        if self.type in ("string", "string-list", "strings"):
             return None
         if self.type == "json":
             return _json_problem(value)
@@ -152,6 +154,7 @@ _TYPE_WORDS: dict[FlagType, str] = {
     "json": "a JSON document",
     "unsigned-list": "whole numbers with commas",
     "string-list": "text; repeat the flag for more",
+    "strings": "one or more texts",
 }
 
 
@@ -182,6 +185,16 @@ class Argument:
     """None: the flag takes none."""
     text: str
     """As it was written."""
+    more: tuple[str, ...] = ()
+    """Further values of a flag of type `strings`."""
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The words of the command line, with a value after its flag or, where it begins with a dash, tied to it."""
+        name = self.text.split(" ", 1)[0].partition("=")[0]
+        if self.value is None:
+            return (name,)
+        return (f"{name}={self.value}",) if self.value.startswith("-") else (name, self.value, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +261,7 @@ class FlagList(Facts):
     def _next(self, rest: list[str]) -> Argument | BadArgument:
         text = rest.pop(0)
         name, equals, value = text.partition("=")
-        facts = self.by_flag.get(name)
-        if facts is None and name.startswith("--no-"):
-            positive = self.by_flag.get(f"--{name.removeprefix('--no-')}")
-            facts = positive if positive is not None and positive.type == "negatable" else None
+        facts = self.find(name)
         if facts is None:
             return self._unknown(text, name, rest)
         if not facts.takes_value:
@@ -259,12 +269,32 @@ class FlagList(Facts):
                 return BadArgument(text, f"{name} takes no value", name)
             return Argument(facts, None, text)
         if not equals:
-            if not rest or (rest[0].startswith("--") and rest[0].partition("=")[0] in self.by_flag):
+            if not rest or self._is_flag(rest[0]):
                 return BadArgument(text, f"{name} needs a value", facts.expected())
             value = rest.pop(0)
             text = f"{text} {value}"
-        problem = facts.problem(value)
-        return Argument(facts, value, text) if problem is None else BadArgument(text, problem, facts.expected())
+        more: list[str] = []
+        while facts.type == "strings" and not equals and rest and not self._is_flag(rest[0]):
+            more.append(rest.pop(0))
+        # Parts of a JSON document may be set one by one: --flag.part value.
+        problem = None if facts.type == "json" and "." in name else facts.problem(value)
+        if problem is not None:
+            return BadArgument(text, problem, facts.expected())
+        return Argument(facts, value, " ".join([text, *more]), tuple(more))
+
+    def find(self, name: str) -> FlagFacts | None:
+        """The flag that a long name means: its own, its `--no-` form, or a part of its JSON document."""
+        facts = self.by_flag.get(name)
+        if facts is None and name.startswith("--no-"):
+            positive = self.by_flag.get(f"--{name.removeprefix('--no-')}")
+            facts = positive if positive is not None and positive.type == "negatable" else None
+        if facts is None and "." in name:
+            whole = self.by_flag.get(name.partition(".")[0])
+            facts = whole if whole is not None and whole.type == "json" else None
+        return facts
+
+    def _is_flag(self, text: str) -> bool:
+        return text.startswith("--") and self.find(text.partition("=")[0]) is not None
 
     def _unknown(self, text: str, name: str, rest: list[str]) -> BadArgument:
         known = self.by_short.get(name)

@@ -4,8 +4,9 @@ from types import MappingProxyType
 
 from trimtab.engines.base import Engine
 from trimtab.engines.tgi import TgiEngine
+from trimtab.engines.vllm import VllmEngine
 
-ENGINES: MappingProxyType[str, Engine] = MappingProxyType({"tgi": TgiEngine()})
+ENGINES: MappingProxyType[str, Engine] = MappingProxyType({"tgi": TgiEngine(), "vllm": VllmEngine()})
 
 
 def get_engine(name: str) -> Engine:

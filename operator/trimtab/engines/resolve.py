@@ -14,6 +14,9 @@ from trimtab.engines.base import EngineSettings, Finding, Severity
 EXTRA_ARGS = "spec.engine.extraArgs"
 ENV = "spec.engine.env"
 
+POSITIONAL = "MODEL"
+"""Stands for the argument without a flag."""
+
 # What a shell that expands `$@` unquoted would split or replace.
 _UNSAFE = re.compile(r"[\s*?\[\]\\]")
 
@@ -84,6 +87,8 @@ def render_typed(typed: Typed) -> tuple[str, ...]:
         return ()
     if typed.value is True:
         return (typed.flag,)
+    if typed.flag == POSITIONAL:
+        return (_text(typed.value),)
     return (typed.flag, _text(typed.value))
 
 
@@ -119,7 +124,7 @@ class _Merge:
         if not rendered:
             return
         self.args.extend(rendered)
-        self.settings[typed.flag] = Setting(rendered[1] if len(rendered) > 1 else "true", typed.field)
+        self.settings[typed.flag] = Setting("true" if typed.value is True else rendered[-1], typed.field)
 
     def add_arguments(self, extra_args: Sequence[str]) -> None:
         line = self.vocabulary.flags.parse(extra_args)
@@ -143,7 +148,7 @@ class _Merge:
                 f" or set {facts.env} in engine.env with a secretKeyRef",
                 "no secrets in arguments",
             )
-        if facts.name in self.settings and not facts.repeatable:
+        if facts.name in self.settings and not facts.repeatable and not argument.text.startswith(f"{facts.name}."):
             before = self.settings[facts.name]
             return f"{facts.name} is already set by {before.field}: write it once", "each flag once"
         return None
@@ -165,14 +170,10 @@ class _Merge:
         if argument.text.startswith("--no-"):
             value = "false"
         self.settings[facts.name] = Setting(value, EXTRA_ARGS)
-        if argument.value is None:
-            self.args.append(argument.text)
-        elif self.vocabulary.splits_arguments and _UNSAFE.search(argument.value):
+        if argument.value is not None and self.vocabulary.splits_arguments and _UNSAFE.search(argument.value):
             self._as_variable(facts, argument.value)
-        elif argument.value.startswith("-"):
-            self.args.append(f"{facts.flag}={argument.value}")
         else:
-            self.args += [facts.name, argument.value]
+            self.args += argument.written
 
     def _as_variable(self, facts: FlagFacts, value: str) -> None:
         if facts.env is None or facts.env in self.env:

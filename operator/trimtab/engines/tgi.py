@@ -134,7 +134,7 @@ class TgiEngine:
             if name in _LIFTED and name not in found:
                 found[name] = "true" if argument.value is None else argument.value
             else:
-                rest += [name] if argument.value is None else [f"{name}={argument.value}"]
+                rest += argument.written
         env = dict(settings.env)
         for name, choices in (("PREFIX_CACHING", _TRUE), ("PREFILL_CHUNKING", _TRUE)):
             if env.get(name) in choices:

@@ -148,7 +148,7 @@ def test_understanding_lifts_what_the_planner_must_see_and_changes_nothing_of_th
     lifted = tgi.understand(written)
     assert (lifted.memory_fraction, lifted.dtype, lifted.speculate) == (0.5, "bfloat16", 0)
     assert (lifted.prefix_caching, lifted.batching.prefill_chunking) == (False, True)
-    assert lifted.extra_args == ("--max-best-of=3",)
+    assert lifted.extra_args == ("--max-best-of", "3")
     assert dict(lifted.env) == {"NCCL_DEBUG": "INFO"}
     assert tgi.launch(written, model, gpu) == tgi.launch(lifted, model, gpu)
 
