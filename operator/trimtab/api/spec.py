@@ -31,6 +31,7 @@ class Quantization(StrEnum):
     MARLIN = "marlin"
     EXL2 = "exl2"
     COMPRESSED_TENSORS = "compressed-tensors"
+    MXFP4 = "mxfp4"
 
 
 class KvCacheDtype(StrEnum):

@@ -34,7 +34,7 @@ ALIASES = MappingProxyType(
 ON_THE_FLY = ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "eetq", "fp8")
 """Formats that an engine can make from 16-bit weights while it loads them."""
 
-READY_MADE = ("awq", "gptq", "marlin", "exl2", "compressed-tensors")
+READY_MADE = ("awq", "gptq", "marlin", "exl2", "compressed-tensors", "mxfp4")
 """Formats that need a checkpoint stored that way."""
 
 REQUESTABLE = (NONE, *ON_THE_FLY, *READY_MADE)
