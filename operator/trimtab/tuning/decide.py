@@ -11,12 +11,14 @@ from trimtab.tuning.guard import check_hold
 from trimtab.tuning.learn import learn, mix_of, model_of
 from trimtab.tuning.live_limit import LimitChoice, choose_limit, should_move, worst_ratio
 from trimtab.tuning.memory import Memory, Pending
-from trimtab.tuning.replicas import DOWN_WINDOW_S, ReplicaChoice, bounded, choose_replicas
+from trimtab.tuning.replicas import ReplicaChoice, backlog_of, bounded, choose_replicas
 from trimtab.tuning.steptime import StepModel
-from trimtab.tuning.types import Decision, Expectation, Lever, Objectives, Observation
+from trimtab.tuning.types import Decision, Effect, Expectation, Lever, Objectives, Observation
 
 LIMIT_SHOWS_AFTER_S = 90.0
 FEEDBACK_AFTER_S = 60.0
+DOWN_WINDOW_S = 600.0
+"""Load that must be known before anything is scaled down: also after a restart of the operator."""
 SLO_METRICS = ("ttft", "tpot", "latency")
 
 
@@ -119,13 +121,16 @@ def _decide_replicas(
     if objectives.fixed_replicas is not None or current is None:
         return None, memory
     limit = current_limit(observation, objectives, memory)
-    choice = choose_replicas(observation, objectives, memory, model, limit)
+    if memory.rehearsal is None or memory.policy is None:
+        return None, memory
+    backlog = backlog_of(observation, objectives, model, limit)
+    choice = choose_replicas(observation, objectives, memory.rehearsal, memory.policy, backlog, current)
     if choice is None:
         return None, memory
     choice = _with_feedback(choice, observation, objectives, memory, current)
     if choice.replicas == current or not _may_scale(choice, observation, objectives, memory, current):
         return None, memory
-    decision = _replica_decision(choice, current, observation, objectives, memory, model, limit, now)
+    decision = _replica_decision(choice, current, observation, objectives, memory, limit, now)
     memory = replace(memory, replicas=choice.replicas, scale_time=now)
     if choice.replicas > current:
         memory = replace(memory, scale_up_time=now, ordered=(*memory.ordered, (now, choice.replicas)))
@@ -166,9 +171,8 @@ def _may_scale(
         return True
     if current > objectives.replica_bounds()[1]:
         return True
-    known_for = observation.time - (memory.first_seen if memory.first_seen is not None else observation.time)
-    oldest = memory.loads[0].time if memory.loads else observation.time
-    if max(known_for, observation.time - oldest) < DOWN_WINDOW_S:
+    known = memory.rehearsal
+    if known is None or len(known.loads) * known.tick_s < DOWN_WINDOW_S:
         return False
     if observation.replicas_pending:
         return False
@@ -182,7 +186,6 @@ def _replica_decision(
     observation: Observation,
     objectives: Objectives,
     memory: Memory,
-    model: StepModel | None,
     limit: int | None,
     now: float,
 ) -> Decision:
@@ -214,7 +217,7 @@ def _replica_decision(
 def _explain_replicas(choice: ReplicaChoice, current: int, observation: Observation) -> tuple[str, str]:
     up = choice.replicas > current
     verb = "raised" if up else "lowered"
-    need, forecast = choice.inputs.get("need", 0.0), choice.inputs.get("forecast", 0.0)
+    need, wanted = choice.inputs.get("need", 0.0), choice.inputs.get("wanted", 0.0)
     start = f"replicas {verb} from {current} to {choice.replicas}"
     arrivals = f"{observation.arrivals_per_s:.2f} requests/s need {need:.2f} replicas"
     bounds = {
@@ -228,11 +231,16 @@ def _explain_replicas(choice: ReplicaChoice, current: int, observation: Observat
         late = choice.inputs.get("ttftOverTarget", 0.0)
         return "TtftViolated", f"{start}: TTFT is at {late:.0%} of its objective and requests wait{tail}"
     if not up:
-        return "LoadFell", f"{start}: {arrivals} and needed no more for ten minutes{tail}"
-    ahead = f", {forecast:.2f} when a new one is ready" if forecast > need * 1.05 else ""
-    spare = choice.inputs.get("headroom", 0.0)
+        hold = choice.inputs.get("holdSeconds", 0.0) / 60.0
+        return (
+            "LoadFell",
+            f"{start}: {arrivals}; with the highest of {hold:.0f} minutes and headroom {wanted:.2f}{tail}",
+        )
+    if choice.inputs.get("floor", 0.0) >= wanted:
+        return "FloorRaised", f"{start}: {arrivals}, but bursts like the last ones need a floor of {wanted:.2f}{tail}"
     reason = "BacklogGrew" if choice.bound_by == "backlog" else "LoadRose"
-    return reason, f"{start}: {arrivals}{ahead}, {spare:.2f} more against bursts{tail}"
+    waiting = " while requests wait" if choice.bound_by == "backlog" else ""
+    return reason, f"{start}: {arrivals}{waiting}, {wanted:.2f} with headroom until more could start{tail}"
 
 
 def _measured_inputs(observation: Observation) -> dict[str, float]:
@@ -251,6 +259,10 @@ def _measured_inputs(observation: Observation) -> dict[str, float]:
 def _await_effect(memory: Memory, decision: Decision) -> Memory:
     if decision.expected is None or not decision.apply:
         return memory
-    # A newer decision on the same lever replaces the older one's check: its effect can no longer be told apart.
+    # The effects of two decisions on one lever cannot be told apart: the later one takes over.
+    replaced = tuple(pending for pending in memory.pending if pending.lever == decision.lever)
     rest = tuple(pending for pending in memory.pending if pending.lever != decision.lever)
-    return replace(memory, pending=(*rest, Pending(decision.id, decision.lever, decision.expected)))
+    sentence = "not checked: a later decision on the same lever took its place"
+    gone = tuple(Effect(old.decision_id, old.lever, old.expectation.value, None, sentence) for old in replaced)
+    pending = (*rest, Pending(decision.id, decision.lever, decision.expected))
+    return replace(memory, pending=pending, effects=(*memory.effects, *gone))

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
-from trimtab.tuning.memory import Load, Memory
-from trimtab.tuning.replicas import need_of, remember_load
+from trimtab.tuning.live_limit import worst_ratio
+from trimtab.tuning.memory import Memory
+from trimtab.tuning.rehearsal import choose, observe, restart
+from trimtab.tuning.replicas import need_of, percentile_of, slack_of
 from trimtab.tuning.steptime import Mix, StepModel, add_sample, corrected, planned_model
 from trimtab.tuning.types import Effect, Objectives, Observation
 
@@ -13,6 +15,7 @@ MIN_SPREAD, MAX_SPREAD = 1.0, 5.0
 MIN_BATCH = 0.5
 MIN_COLD_START_S, MAX_COLD_START_S = 2.0, 3600.0
 COLD_START_SMOOTHING = 0.4
+COLD_START_CHANGE = 0.3
 WITHDRAW_S = 900.0
 FAILED_SHARE = 0.25
 MAX_PENDING = 16
@@ -91,10 +94,16 @@ def _learn_spread(spread: dict[str, float], key: str, measured: float | None, me
 
 def _learn_load(observation: Observation, objectives: Objectives, memory: Memory) -> Memory:
     limit = memory.limit or observation.limit or objectives.planned_limit
-    need = need_of(observation, model_of(memory, objectives), limit)
+    need = need_of(observation, objectives, model_of(memory, objectives), limit)
     if need is None:
         return memory
-    return replace(memory, loads=remember_load(memory.loads, Load(observation.time, need)))
+    cold = memory.cold_start_s or objectives.cold_start_s
+    rehearsal = memory.rehearsal
+    if rehearsal is None or abs(rehearsal.cold_start_s - cold) > COLD_START_CHANGE * rehearsal.cold_start_s:
+        rehearsal = restart(rehearsal, objectives.tick_s, cold, slack_of(objectives))
+    late = any((worst_ratio(observation, objectives, metric) or 0.0) > 1.0 for metric in ("ttft", "tpot", "latency"))
+    rehearsal, policy = choose(observe(rehearsal, need, late), percentile_of(objectives))
+    return replace(memory, rehearsal=rehearsal, policy=policy, load_time=observation.time)
 
 
 def _learn_cold_start(observation: Observation, memory: Memory) -> Memory:

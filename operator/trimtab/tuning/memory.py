@@ -6,16 +6,9 @@ telemetry reads back from Prometheus, and holds what runs until it has seen enou
 
 from dataclasses import dataclass, field
 
+from trimtab.tuning.rehearsal import Policy, Rehearsal
 from trimtab.tuning.steptime import StepFit
 from trimtab.tuning.types import Effect, Expectation, Hold, Lever
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One tick of demand: `need` replicas' worth of work arrived over it (fractional)."""
-
-    time: float
-    need: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +30,12 @@ class Memory:
     output_tokens: float | None = None
     spread: dict[str, float] = field(default_factory=dict)
     """Smoothed percentile over mean, for "tpot" and "latency", at the objective's percentile."""
-    loads: tuple[Load, ...] = ()
-    """Demand of the last hours, oldest first."""
+    rehearsal: Rehearsal | None = None
+    """Load history and how candidate policies would have done on it."""
+    policy: Policy | None = None
+    """The policy in force."""
+    load_time: float | None = None
+    """When the load was last taken in."""
     limit: int | None = None
     """Live limit last decided."""
     limit_time: float | None = None
