@@ -28,6 +28,7 @@ from trimtab.plan.performance import (
     largest_batch,
     speed_at,
 )
+from trimtab.plan.rules import FP8_KV_LOSS, context_problem, last_resort, node_problem, slow_problem
 from trimtab.plan.types import Calibration, GpuPool, PlanRequest, Rejection, RejectionKind, StepCoefficients
 
 DEFAULT_CONTEXT = 4096
@@ -42,10 +43,6 @@ CAPACITY_MARGIN = 0.9
 """Part of the predicted KV capacity that a plan relies on: the memory model's error (docs/planner.md)."""
 SHARD_COUNTS = (1, 2, 4, 8, 16)
 FP8_KV = "fp8_e4m3fn"
-FP8_KV_LOSS = 0.3
-"""Points that an FP8 KV cache without calibrated scales is assumed to cost; no published average was found."""
-SLOW_FORMATS = frozenset({"bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4"})
-"""Decode at 0.15 to 0.6 of the 16-bit speed (bitsandbytes#181, #696), without CUDA graphs."""
 
 
 class StepTimes(Protocol):
@@ -271,8 +268,8 @@ class _Group:
             chunked=variant.chunked,
             held=footprint(sizes, format_, variant.shards, bench.accounting, batch),
             loss=loss + (FP8_KV_LOSS if batch.kv_bytes_per_element == 1 else 0.0),
-            last_resort=_last_resort(request, quantization, kv_dtype, stored=stored),
-            rule=_context_problem(request, model) or _slow_problem(request, quantization, stored=stored),
+            last_resort=last_resort(request, quantization, kv_dtype, stored=stored),
+            rule=context_problem(request, model) or slow_problem(request, quantization, stored=stored),
         )
 
     def judge(self, pool: GpuPool) -> Candidate:
@@ -318,7 +315,7 @@ class _Group:
         pool = candidate.pool
         problem = (
             self.rule
-            or _node_problem(pool, shards)
+            or node_problem(pool, shards)
             or self.bench.engine.option_problem(self.settings, self.model, pool.gpu)
         )
         if problem:
@@ -398,40 +395,6 @@ def _settings(bench: Bench, model: ModelFacts, limits: Limits, variant: _Variant
         max_total_tokens=limits.max_total_tokens,
         batching=replace(batching, max_batch_prefill_tokens=prefill, max_batch_size=sequences),
     )
-
-
-def _context_problem(request: PlanRequest, model: ModelFacts) -> str:
-    total = request.max_total_tokens or (request.max_input_tokens or 0) + 1
-    if total <= model.max_position:
-        return ""
-    return f"{model.id} was made for {model.max_position} tokens: lower maxTotalTokens or take a model with more"
-
-
-def _slow_problem(request: PlanRequest, quantization: str, *, stored: bool) -> str:
-    if quantization in SLOW_FORMATS and not stored and request.quantization == "auto" and request.slo:
-        return f"{quantization} saves memory but decodes slower than 16 bits: never chosen under an SLO; ask for it"
-    return ""
-
-
-def _last_resort(request: PlanRequest, quantization: str, kv_dtype: str, *, stored: bool) -> str:
-    if quantization in SLOW_FORMATS and not stored and request.quantization == "auto":
-        return f"{quantization} decodes slower than 16 bits: only when nothing else fits"
-    if kv_dtype.startswith("fp8") and request.kv_cache_dtype == "auto":
-        return (
-            "FP8 KV cache without calibrated scales may cost quality: only when nothing else fits, or set kvCacheDtype"
-        )
-    return ""
-
-
-def _node_problem(pool: GpuPool, shards: int) -> str:
-    if shards > 1 and pool.gpu.sliced:
-        return "slices of a GPU cannot work together: use one GPU per replica or whole GPUs"
-    if shards > pool.gpus_per_node:
-        return (
-            f"a replica of {shards} GPUs must sit in one node, nodes with {pool.gpu.id} have {pool.gpus_per_node}: "
-            f"use at most {pool.gpus_per_node} GPUs per replica"
-        )
-    return ""
 
 
 def _loading_reason(candidate: Candidate, loading: int) -> str:

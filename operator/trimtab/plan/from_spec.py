@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from trimtab.api.errors import FieldError, InvalidSpecError
 from trimtab.api.spec import EngineType, LLMDeploymentSpec
+from trimtab.api.status import Calibration as Status
 from trimtab.catalog.catalogue import Catalogue
 from trimtab.catalog.gpus import GpuFacts
 from trimtab.catalog.models import ModelFacts
@@ -60,6 +61,21 @@ def request_from_spec(
         secret_env=frozenset(variable.name for variable in spec.engine.env if variable.secret_key_ref is not None),
         calibrations=calibrations,
         alternatives=catalogue_pools(catalogue),
+    )
+
+
+def calibrations_of(status: Status | None) -> tuple[Calibration, ...]:
+    """What `status.calibration` holds, for the planner; empty when nothing was measured yet."""
+    if status is None:
+        return ()
+    return (
+        Calibration(
+            key=status.key,
+            const_ms=status.const_ms,
+            per_sequence_ms=status.per_sequence_ms,
+            per_kv_token_ms=status.per_kv_token_ms,
+            samples=status.samples,
+        ),
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from trimtab.api.errors import InvalidSpecError
 from trimtab.api.resource import parse_spec
+from trimtab.api.status import Calibration
 from trimtab.catalog.catalogue import load_catalogue
-from trimtab.plan.from_spec import NodeGpus, request_from_spec
+from trimtab.plan.from_spec import NodeGpus, calibrations_of, request_from_spec
 from trimtab.plan.planner import plan_spec
 from trimtab.plan.types import PlanRequest
 
@@ -111,3 +112,10 @@ def test_settings_that_the_engine_would_refuse_are_refused_before() -> None:
     result = plan_spec(spec, CATALOGUE)
     assert result.plan is None
     assert {error.field for error in result.errors} == {"spec.engine.extraArgs"}
+
+
+def test_measured_coefficients_come_from_the_status() -> None:
+    assert calibrations_of(None) == ()
+    measured = {"key": "k", "constMs": 9.5, "perSequenceMs": 0.1, "perKvTokenMs": 0.001, "samples": 40}
+    (calibration,) = calibrations_of(Calibration.model_validate(measured))
+    assert (calibration.key, calibration.const_ms, calibration.samples) == ("k", 9.5, 40)
