@@ -13,7 +13,7 @@ from trimtab.simulation.blocks import Allocator, RadixAllocator, SimpleAllocator
 from trimtab.simulation.prompts import Prompt
 from trimtab.simulation.queueing import Admission, Intake
 from trimtab.simulation.requests import CHUNK_TOKENS, Entry, Step
-from trimtab.simulation.settings import Settings
+from trimtab.simulation.settings import Settings, length_problem
 
 
 class Engine:
@@ -76,15 +76,7 @@ class Engine:
 
     def refuses(self, input_tokens: int, need_new: int) -> str | None:
         """The router's message when a request is too long; None: it is not. `need_new` is that of one chunk."""
-        settings = self.settings
-        if input_tokens + need_new > settings.max_total_tokens:
-            return (
-                f"`inputs` tokens + `max_new_tokens` must be <= {settings.max_total_tokens}. "
-                f"Given: {input_tokens} `inputs` tokens and {need_new} `max_new_tokens`"
-            )
-        if input_tokens > settings.max_input_tokens:
-            return f"`inputs` must have less than {settings.max_input_tokens} tokens. Given: {input_tokens}"
-        return None
+        return length_problem(input_tokens, need_new, self.settings.max_input_tokens, self.settings.max_total_tokens)
 
     def submit(
         self, now: float, prompt: Prompt, max_new_tokens: int | None = None, stop_after: int | None = None

@@ -41,3 +41,18 @@ class Settings:
             if size >= batch and size >= width:
                 return size
         return batch
+
+
+def length_problem(input_tokens: int, need_new: int, max_input_tokens: int, max_total_tokens: int) -> str | None:
+    """The router's message when a request is too long (router/src/validation.rs); None: it is not.
+
+    `need_new` is what is asked of one chunk of the answer.
+    """
+    if input_tokens + need_new > max_total_tokens or need_new <= 0:
+        return (
+            f"`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}. "
+            f"Given: {input_tokens} `inputs` tokens and {need_new} `max_new_tokens`"
+        )
+    if input_tokens > max_input_tokens:
+        return f"`inputs` must have less than {max_input_tokens} tokens. Given: {input_tokens}"
+    return None
