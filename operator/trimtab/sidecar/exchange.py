@@ -180,7 +180,9 @@ class Exchange:
         if response is None:
             raise RuntimeError("a piece of an answer came before its head")
         framing = b""
-        length = response.length if response.length is not None or flight.head_only else whole
+        length = response.length
+        if length is None and not flight.head_only and not (response.chunked and self.head.http11):
+            length = whole
         self._close = not self.head.keep_alive or self.gateway.draining
         if response.bodiless or (flight.head_only and length is None):
             pass

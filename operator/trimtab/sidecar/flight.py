@@ -209,7 +209,8 @@ class Flight:
         self._end()
         for exchange in list(self.subscribers):
             exchange.deliver(self, data, True)
-        self._account(start, now)  # after the clients have got their bytes
+        # uvloop sends what was written at the end of this turn: what the clients need not wait for comes in the next.
+        self.gateway.loop.call_soon(self._account, start, now)
 
     def _open(self, head: ResponseHead) -> None:
         self.response = head

@@ -94,6 +94,7 @@ class Gateway:
             secret=(config.cache.secret or "").encode(),
             tenant_header=tenancy.header.lower().encode() if tenancy and tenancy.header else None,
             shared=tenancy.shared if tenancy else False,
+            semantic_tenants=config.cache.semantic.tenants,
             priority_header=config.admission.priority_header.lower().encode()
             if config.admission.priority_header
             else None,

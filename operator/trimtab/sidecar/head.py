@@ -48,6 +48,8 @@ HOP_BY_HOP = frozenset(
 )
 
 KeyMap = dict[bytes, Key | NotCacheable]
+SEMANTIC_MARK = b"+semantic"
+"""Ends the scope of a tenant that is named among those who opted in to semantic answers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,12 +105,14 @@ class HeadReader:
         secret: bytes,
         tenant_header: bytes | None = None,
         shared: bool = False,
+        semantic_tenants: tuple[str, ...] = (),
         priority_header: bytes | None = None,
         key_map: Callable[[tuple[bytes, Route, bool]], KeyMap | None],
     ) -> None:
         self._secret = blake2b(secret, digest_size=32).digest()
         self._tenant_header = tenant_header
         self._shared = shared
+        self._semantic_tenants = frozenset(name.encode() for name in semantic_tenants)
         self._priority_header = priority_header
         self._key_map = key_map
         self.memo: dict[bytes, Head] = {}
@@ -179,13 +183,14 @@ class HeadReader:
     def _scope(self, headers: Headers) -> bytes:
         if self._shared:
             return b"shared"
+        tenants = [value for name, value in headers if name == self._tenant_header]
         parts = [b"a"] + [value for name, value in headers if name == b"authorization"]
         if self._tenant_header is not None:
-            parts += [b"t"] + [value for name, value in headers if name == self._tenant_header]
+            parts += [b"t", *tenants]
         digest = blake2b(key=self._secret, digest_size=16)
         for part in parts:
             digest.update(len(part).to_bytes(4, "big") + part)
-        return digest.digest()
+        return digest.digest() + (b"" if self._semantic_tenants.isdisjoint(tenants) else SEMANTIC_MARK)
 
     def _priority(self, headers: Headers) -> int:
         if self._priority_header is None:

@@ -1,4 +1,5 @@
-"""Requests that the sidecar makes to the engine for itself: summaries of long conversations, token counts, `/info`."""
+"""Requests that the sidecar makes for itself: to the engine (summaries of long conversations, token counts, `/info`)
+and to an embedding server."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from trimtab.sidecar.admission import Ticket
-from trimtab.sidecar.engine import EngineConnection, ResponseHead
+from trimtab.sidecar.config import Engine
+from trimtab.sidecar.engine import EngineConnection, EnginePool, ResponseHead
 from trimtab.sidecar.errors import Failure
 
 if TYPE_CHECKING:
@@ -50,6 +52,53 @@ class _Answer:
             self.future.set_exception(ConnectionError(message))
 
 
+def _payload(pool: EnginePool, path: str, body: bytes) -> bytes:
+    """POST of a JSON body, or GET when there is none."""
+    head = b"%s %s HTTP/1.1\r\nhost: %s:%d\r\naccept: application/json\r\n" % (
+        b"POST" if body else b"GET",
+        path.encode(),
+        pool.host.encode(),
+        pool.port,
+    )
+    if body:
+        head += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    return head + b"\r\n" + body
+
+
+def _give_up(answer: _Answer) -> None:
+    answer.cancelled = True
+    connection, answer.connection = answer.connection, None
+    if connection is not None:
+        connection.abort()
+
+
+class ServerCaller:
+    """Implements `EngineCall` for another HTTP server than the engine. Belongs to the event loop of its first call."""
+
+    def __init__(self, url: str, settings: Engine) -> None:
+        self._url = url
+        self._settings = settings
+        self._pool: EnginePool | None = None
+
+    async def __call__(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Raises OSError or TimeoutError."""
+        loop = asyncio.get_running_loop()
+        if self._pool is None:
+            self._pool = EnginePool(self._url, self._settings, loop)
+        answer = _Answer(loop.create_future())
+        try:
+            self._pool.request(answer, _payload(self._pool, path, body))
+            async with asyncio.timeout(self._settings.response_timeout_seconds):
+                return await answer.future
+        finally:
+            _give_up(answer)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._pool is not None:
+            await self._pool.close()
+
+
 class SideCaller:
     """Implements `EngineCall` once a gateway is attached. Generations pass admission as one tenant of low priority."""
 
@@ -67,15 +116,7 @@ class SideCaller:
             raise ConnectionError("no engine yet")
         loop = asyncio.get_running_loop()
         answer = _Answer(loop.create_future())
-        payload = b"%s %s HTTP/1.1\r\nhost: %s:%d\r\naccept: application/json\r\n" % (
-            b"POST" if body else b"GET",
-            path.encode(),
-            gateway.engine.host.encode(),
-            gateway.engine.port,
-        )
-        if body:
-            payload += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-        payload += b"\r\n" + body
+        payload = _payload(gateway.engine, path, body)
 
         def admitted() -> None:
             gateway.engine.request(answer, payload)
@@ -94,9 +135,6 @@ class SideCaller:
             async with asyncio.timeout(gateway.config.engine.response_timeout_seconds):
                 return await answer.future
         finally:
-            answer.cancelled = True
-            connection, answer.connection = answer.connection, None
-            if connection is not None:
-                connection.abort()
+            _give_up(answer)
             if ticket is not None:
                 gateway.admission.leave(ticket, monotonic())

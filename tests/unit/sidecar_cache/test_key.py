@@ -16,7 +16,7 @@ from trimtab.sidecar.config import Identity
 from trimtab.sidecar.interfaces import BadBodyError, Key, NotCacheable, Route
 
 IDENTITY = Identity(model="m", revision="r", quantization="awq", engine="tgi-3.3.7", template="t")
-KEYER = CanonicalKeyer(IDENTITY, secret=b"s", policy="all", partitioned=True)
+KEYER = CanonicalKeyer(IDENTITY, secret=b"s", policy="all", partitioned=lambda scope: scope != b"opted out")
 CAREFUL = CanonicalKeyer(IDENTITY, secret=b"s")
 ROUTES = ("generate", "generate_stream", "compat", "chat", "completions")
 

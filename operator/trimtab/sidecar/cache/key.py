@@ -7,6 +7,7 @@ guessed prompts.
 """
 
 import re
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -30,9 +31,14 @@ class CanonicalKeyer:
     """Implements `Keyer` for one engine. Pure but for a bounded memo of hash states."""
 
     def __init__(
-        self, identity: Identity, *, secret: bytes = b"", policy: Policy = "deterministic", partitioned: bool = False
+        self,
+        identity: Identity,
+        *,
+        secret: bytes = b"",
+        policy: Policy = "deterministic",
+        partitioned: Callable[[bytes], bool] | None = None,
     ) -> None:
-        """`partitioned`: compute `Key.partition` too (the semantic tier needs it)."""
+        """`partitioned`: the scopes for which `Key.partition` is computed too (the semantic tier needs it)."""
         fields = (identity.model, identity.revision, identity.quantization, identity.engine, identity.template)
         self.namespace = blake2b(
             _framed(KEY_VERSION, *(field.encode("utf-8", "surrogatepass") for field in fields)), digest_size=16
@@ -61,7 +67,8 @@ class CanonicalKeyer:
         base = self._base(scope, call.route, call.stream)
         state = base.copy()
         state.update(text)
-        partition = self._partition(base, call.route, body) if self._partitioned else b""
+        wanted = self._partitioned is not None and self._partitioned(scope)
+        partition = self._partition(base, call.route, body) if wanted else b""
         return Key(state.digest(), call.stream, partition)
 
     def _base(self, scope: bytes, route: Route, stream: bool) -> Any:
