@@ -1,0 +1,1 @@
+"""Servers, loads and measures of the sidecar's benchmark."""
