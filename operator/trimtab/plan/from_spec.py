@@ -1,5 +1,6 @@
 """From an LLMDeployment's spec to what the planner is asked."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -99,11 +100,21 @@ def _models(
                 "spec.model.id",
                 name,
                 "is not in the catalogue and its config.json was not read",
-                "a model of the catalogue, or facts added to the catalogue, or --model-config",
+                _allowed_models(name, catalogue),
             )
         )
         return ()
     return (match.model,)
+
+
+def _allowed_models(name: str, catalogue: Catalogue) -> str:
+    """Listed names that look alike, and the other ways to state facts."""
+    known = {
+        listed.rpartition("/")[2].lower(): listed for model in catalogue.models for listed in (model.id, *model.aliases)
+    }
+    alike = difflib.get_close_matches(name.rpartition("/")[2].lower(), known, n=3, cutoff=0.7)
+    listed = [known[match] for match in alike] or ["a model of the catalogue"]
+    return ", ".join((*listed, "facts added to the catalogue", "trimtab plan --model-config or --hub"))
 
 
 def _models_of_size(

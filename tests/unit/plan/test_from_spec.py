@@ -65,6 +65,12 @@ def test_what_is_unknown_is_named(nodes: list[NodeGpus] | None, spec: dict[str, 
     assert error.allowed
 
 
+def test_a_misspelt_model_is_answered_with_those_that_look_alike() -> None:
+    with pytest.raises(InvalidSpecError) as refused:
+        _request(model={"id": "Qwen/Qwen25-7B-Instruct"})
+    assert QWEN in refused.value.errors[0].allowed
+
+
 def test_gated_models_of_a_size_need_a_token() -> None:
     open_models = _request(model={"size": "large"}).models
     assert open_models
