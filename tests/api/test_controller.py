@@ -112,7 +112,12 @@ class Bench:
     @asynccontextmanager
     async def operator(self, **settings: Any) -> AsyncIterator[Operator]:
         """A fresh operator process, as far as memory goes."""
-        given = {"kubeconfig": self.server.kubeconfig, "port": 0, "host": "127.0.0.1", "namespaces": (self.namespace,)}
+        given = {
+            "kubeconfig": self.server.kubeconfig,
+            "web_port": 0,
+            "web_host": "127.0.0.1",
+            "namespaces": (self.namespace,),
+        }
         configuration = await load_configuration(self.server.kubeconfig)
         operator = Operator(Settings.model_validate({**given, **settings}), configuration)
         task = asyncio.create_task(operator.run())
@@ -488,6 +493,6 @@ async def test_two_operators_with_a_lease_take_turns_at_once(bench: Bench) -> No
 
 async def test_without_the_crd_the_operator_says_so(cluster: Any, bench: Bench) -> None:
     configuration = await load_configuration(cluster.kubeconfig)
-    operator = Operator(Settings(kubeconfig=cluster.kubeconfig, port=0, host="127.0.0.1"), configuration)
+    operator = Operator(Settings(kubeconfig=cluster.kubeconfig, web_port=0, web_host="127.0.0.1"), configuration)
     assert operator.ready() == "the caches are not filled yet"
     await operator.kube.close()

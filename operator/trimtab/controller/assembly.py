@@ -126,7 +126,7 @@ class Operator:
         """Work until `stop`. Raises OperatorFailedError when the process should be started anew."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.kube.close)
-            web = WebServer(self.settings.host, self.settings.port, self.metrics, self.alive, self.ready)
+            web = WebServer(self.settings.web_host, self.settings.web_port, self.metrics, self.alive, self.ready)
             stack.push_async_callback(web.stop)
             await web.start()
             first = asyncio.create_task(self._first_listing())

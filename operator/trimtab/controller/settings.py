@@ -61,8 +61,8 @@ class Settings(BaseModel):
     """Name of the Lease."""
     pod_name: str = "trimtab-operator"
     """Identity in the Lease and in events; set from the pod's name."""
-    host: str = "0.0.0.0"  # noqa: S104 - kubelet and Prometheus come from other addresses
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    web_host: str = "0.0.0.0"  # noqa: S104 - kubelet and Prometheus come from other addresses
+    web_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of /healthz, /readyz and /metrics."""
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
