@@ -1,20 +1,27 @@
 """When nothing fits: the smallest changes to the request that would make it work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from trimtab.api.errors import FieldError
-from trimtab.engines.base import Engine
+from trimtab.engines.base import BatchSettings, Engine
 from trimtab.plan.candidates import DEFAULT_CONTEXT, StepTimes, default_input_tokens
 from trimtab.plan.choose import plan
 from trimtab.plan.types import Option, PlanRequest, PlanResult, SloTargets
 
 
-def with_nearest(request: PlanRequest, result: PlanResult, engine: Engine, steps: StepTimes) -> PlanResult:
+def with_nearest(
+    request: PlanRequest,
+    result: PlanResult,
+    engine: Engine,
+    steps: StepTimes,
+    other_engines: Mapping[str, Engine] = MappingProxyType({}),
+) -> PlanResult:
     """The result, and when it holds no plan, one error for each single change that would give one."""
     if result.plan is not None or result.errors:
         return result
-    found = tuple(_suggestions(request, engine, steps))
+    found = (*_suggestions(request, engine, steps), *_engine_suggestions(request, other_engines, steps))
     best = result.options[0] if result.options else None
     fallback = FieldError(
         "spec",
@@ -34,6 +41,18 @@ def _suggestions(request: PlanRequest, engine: Engine, steps: StepTimes) -> Iter
         if option is not None:
             found.add(field)
             yield FieldError(field, value, _message(request), _allowed(field, option, changed))
+
+
+def _engine_suggestions(request: PlanRequest, others: Mapping[str, Engine], steps: StepTimes) -> Iterator[FieldError]:
+    """Engines that would do, with settings that mean the same to all of them."""
+    for name, engine in sorted(others.items()):
+        if name == request.engine:
+            continue
+        changed = replace(request, engine=name, engine_image=None, extra_args=(), env={}, batching=BatchSettings())
+        option = _planned(changed, engine, steps)
+        if option is not None:
+            way = f"{option.quantization} on {option.gpus_per_replica}x{option.gpu}"
+            yield FieldError("spec.engine.type", request.engine, _message(request), f"{name} ({way} works)")
 
 
 def _planned(request: PlanRequest, engine: Engine, steps: StepTimes) -> Option | None:

@@ -41,4 +41,4 @@ def plan_request(request: PlanRequest) -> PlanResult:
         unknown = FieldError("spec.engine.type", request.engine, "is no engine here", ", ".join(sorted(ENGINES)))
         return PlanResult(plan=None, errors=(unknown,))
     result = plan(request, engine, step_coefficients)
-    return with_nearest(request, result, engine, step_coefficients)
+    return with_nearest(request, result, engine, step_coefficients, ENGINES)

@@ -125,3 +125,11 @@ def test_measured_coefficients_come_from_the_status() -> None:
     measured = {"key": "k", "constMs": 9.5, "perSequenceMs": 0.1, "perKvTokenMs": 0.001, "samples": 40}
     (calibration,) = calibrations_of(Calibration.model_validate(measured))
     assert (calibration.key, calibration.const_ms, calibration.samples) == ("k", 9.5, 40)
+
+
+def test_a_model_that_only_another_engine_runs_is_answered_with_that_engine() -> None:
+    spec = parse_spec({"model": {"id": "openai/gpt-oss-20b"}, "hardware": {"gpuProducts": ["L40S"]}})
+    result = plan_spec(spec, CATALOGUE)
+    assert result.plan is None
+    assert result.options
+    assert {error.field: error.allowed.split()[0] for error in result.errors}["spec.engine.type"] == "vllm"
