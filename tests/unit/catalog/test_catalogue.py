@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.catalog.catalogue import CatalogueError, load_catalogue
@@ -97,6 +97,7 @@ def test_a_quantized_copy_is_known_by_its_name(repository: str, base: str, metho
     assert match.model.num_layers == like.num_layers
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_name_is_either_known_or_not(name: str) -> None:
     assert base_name(name) == base_name(base_name(name))

@@ -44,6 +44,7 @@ def _tokens(
     return divide_memory(held, int(gib * GIB), accounting, batch, block).kv_tokens
 
 
+@settings(deadline=None)
 @given(MODELS, FORMATS, SHARDS, MEMORY_GIB, st.floats(0, 100), ACCOUNTINGS, BATCHES, st.sampled_from([1, 16, 256]))
 def test_more_memory_never_fits_less(
     model: ModelFacts,
@@ -59,6 +60,7 @@ def test_more_memory_never_fits_less(
     assert _tokens(model, format_, shards, gib + more, accounting, batch, block) >= less
 
 
+@settings(deadline=None)
 @given(MODELS, FORMATS, st.sampled_from([(1, 2), (2, 4), (4, 8)]), MEMORY_GIB, ACCOUNTINGS, BATCHES)
 def test_more_shards_never_shrink_the_kv_budget(
     model: ModelFacts,
@@ -75,6 +77,7 @@ def test_more_shards_never_shrink_the_kv_budget(
     assert _tokens(model, format_, many, gib, accounting, batch) >= fewer
 
 
+@settings(deadline=None)
 @given(MODELS, FORMATS, SHARDS, st.integers(1, 500_000), ACCOUNTINGS, BATCHES)
 def test_the_memory_said_to_be_needed_is_enough_and_no_more(
     model: ModelFacts, format_: str, shards: int, tokens: int, accounting: MemoryAccounting, batch: Batch
@@ -86,6 +89,7 @@ def test_the_memory_said_to_be_needed_is_enough_and_no_more(
     assert divide_memory(held, less, accounting, batch).kv_tokens < tokens
 
 
+@settings(deadline=None)
 @given(MODELS, FORMATS, SHARDS, ACCOUNTINGS, BATCHES)
 def test_loading_never_takes_less_than_what_is_loaded(
     model: ModelFacts, format_: str, shards: int, accounting: MemoryAccounting, batch: Batch
@@ -96,6 +100,7 @@ def test_loading_never_takes_less_than_what_is_loaded(
     assert held.loading <= max(held.weights, plain.weights) * 1.5
 
 
+@settings(deadline=None)
 @given(MODELS, SHARDS, MEMORY_GIB, ACCOUNTINGS, BATCHES)
 def test_an_fp8_kv_cache_never_holds_less(
     model: ModelFacts, shards: int, gib: float, accounting: MemoryAccounting, batch: Batch
