@@ -44,6 +44,10 @@ unit: setup ## Pure tests (seconds)
 bench-planner: setup ## Plan the whole catalogue and print configurations a second
 	$(BIN)/python benchmarks/bench_planner.py
 
+.PHONY: bench-sidecar
+bench-sidecar: setup ## Measure the sidecar beside nginx, Starlette + httpx and LiteLLM (build/bench/sidecar.json)
+	$(BIN)/python benchmarks/bench_sidecar.py $(ARGS)
+
 .PHONY: crd
 crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml
