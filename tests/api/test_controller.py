@@ -489,10 +489,3 @@ async def test_two_operators_with_a_lease_take_turns_at_once(bench: Bench) -> No
         await bench.client.delete(bench.ref(SERVICE))
         await until(lambda: _has(bench, CHILDREN), seconds=20)
         assert writes(standby)["apply", "Service"] == 1
-
-
-async def test_without_the_crd_the_operator_says_so(cluster: Any, bench: Bench) -> None:
-    configuration = await load_configuration(cluster.kubeconfig)
-    operator = Operator(Settings(kubeconfig=cluster.kubeconfig, web_port=0, web_host="127.0.0.1"), configuration)
-    assert operator.ready() == "the caches are not filled yet"
-    await operator.kube.close()
