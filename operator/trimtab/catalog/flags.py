@@ -293,8 +293,10 @@ class FlagList(Facts):
             facts = whole if whole is not None and whole.type == "json" else None
         return facts
 
-    def _is_flag(self, text: str) -> bool:
-        return text.startswith("--") and self.find(text.partition("=")[0]) is not None
+    @staticmethod
+    def _is_flag(text: str) -> bool:
+        # As clap and argparse read it: a word with a dash is no value, unless it is tied to its flag by `=`.
+        return len(text) > 1 and text[0] == "-" and not text[1].isdigit()
 
     def _unknown(self, text: str, name: str, rest: list[str]) -> BadArgument:
         known = self.by_short.get(name)
