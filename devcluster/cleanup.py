@@ -1,10 +1,12 @@
 """Taking the cluster down without a trace: processes, containers, network, mounts, rules, settings, files."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -70,6 +72,7 @@ def _clean_host(folder: Path) -> None:
     _remove_bridge()
     _remove_cgroups(folder)
     _remove_records(folder)
+    _remove_dead_socket(Path(_SHARED_FOLDERS[0], "kubelet.sock"))
     _remove_empty(*(Path(path) for path in _SHARED_FOLDERS))
     _restore_sysctls(folder)
 
@@ -214,10 +217,21 @@ def _network_of(record: Path, folder: Path) -> bool:
         return False
 
 
+def _remove_dead_socket(path: Path) -> None:
+    """The kubelet's socket for device plugins has a fixed place and may outlive it; one that answers is another's."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
 def _remove_empty(*folders: Path) -> None:
     """Folders that the kubelet makes at fixed places, unless somebody else uses them."""
     for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
+        with contextlib.suppress(OSError):
             folder.rmdir()
 
 

@@ -53,14 +53,15 @@ def port(offset: int) -> int:
 
 
 def content_key(*parts: str | bytes | Path) -> str:
-    """A short hash of texts and of files' names and contents (folders: everything below them)."""
+    """A short hash of texts and of files' names and contents (folders: everything below them, by relative path)."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
             files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
             for file in files:
                 if "__pycache__" not in file.parts:
-                    digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+                    name = str(file.relative_to(part)) if part.is_dir() else file.name
+                    digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
         else:
             digest.update(part.encode() if isinstance(part, str) else part)
             digest.update(b"\0")

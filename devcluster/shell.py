@@ -116,6 +116,7 @@ class Processes:
                     self._reap(pid)
                     break
                 time.sleep(0.05)
+            self._reap(pid)
         (self.pids / f"{name}.json").unlink(missing_ok=True)
 
     def _pid(self, name: str) -> int | None:
