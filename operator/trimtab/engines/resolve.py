@@ -124,7 +124,11 @@ class _Merge:
         if not rendered:
             return
         self.args.extend(rendered)
-        self.settings[typed.flag] = Setting("true" if typed.value is True else rendered[-1], typed.field)
+        facts = self.vocabulary.flags.find(typed.flag)
+        value = "true" if typed.value is True else rendered[-1]
+        if typed.flag.startswith("--no-"):
+            value = "false"
+        self.settings[typed.flag if facts is None else facts.name] = Setting(value, typed.field)
 
     def add_arguments(self, extra_args: Sequence[str]) -> None:
         line = self.vocabulary.flags.parse(extra_args)

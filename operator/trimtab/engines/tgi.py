@@ -1,6 +1,6 @@
 """Text Generation Inference 3.3.7, the last release of an engine whose flags and metrics no longer change."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from trimtab.catalog.flags import load_flags
@@ -131,7 +131,8 @@ class TgiEngine:
         rest: list[str] = []
         for argument in line.arguments:
             name = argument.facts.name
-            if name in _LIFTED and name not in found:
+            # What is set already stays, to be reported as set twice.
+            if name in _LIFTED and name not in found and _LIFTED[name](settings) is None:
                 found[name] = "true" if argument.value is None else argument.value
             else:
                 rest += argument.written
@@ -166,7 +167,12 @@ class TgiEngine:
         return Launch(tuple(args), {**resolved.env, **_variables(settings)}, tuple(findings))
 
 
-_LIFTED = frozenset({"--dtype", "--cuda-memory-fraction", "--speculate", "--trust-remote-code"})
+_LIFTED: Mapping[str, Callable[[EngineSettings], object]] = {
+    "--dtype": lambda settings: settings.dtype,
+    "--cuda-memory-fraction": lambda settings: settings.memory_fraction,
+    "--speculate": lambda settings: settings.speculate,
+    "--trust-remote-code": lambda settings: settings.trust_remote_code or None,
+}
 
 
 def _lift(settings: EngineSettings, found: Mapping[str, str]) -> EngineSettings:

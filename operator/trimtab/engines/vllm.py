@@ -118,7 +118,8 @@ class VllmEngine:
         rest: list[str] = []
         for argument in line.arguments:
             name = argument.facts.name
-            if name in _LIFTED and name not in found and argument.value not in ("auto", "float", "float32", "half"):
+            # What is set already stays, to be reported as set twice.
+            if name in _LIFTED and name not in found and _unset(settings, name) and argument.value not in _OTHER_DTYPES:
                 off = argument.text.startswith("--no-")
                 found[name] = argument.value or ("false" if off else "true")
             else:
@@ -141,15 +142,20 @@ class VllmEngine:
         return Launch(resolved.args, {**resolved.env, **telemetry}, tuple(findings))
 
 
-_LIFTED = frozenset(
-    {
-        "--dtype",
-        "--gpu-memory-utilization",
-        "--enable-prefix-caching",
-        "--enable-chunked-prefill",
-        "--trust-remote-code",
-    }
-)
+_OTHER_DTYPES = ("auto", "float", "float32", "half")
+_LIFTED: Mapping[str, Callable[[EngineSettings], object]] = {
+    "--dtype": lambda settings: settings.dtype,
+    "--gpu-memory-utilization": lambda settings: settings.memory_fraction,
+    "--enable-prefix-caching": lambda settings: settings.prefix_caching,
+    "--enable-chunked-prefill": lambda settings: settings.batching.prefill_chunking,
+    "--trust-remote-code": lambda settings: settings.trust_remote_code or None,
+}
+
+
+def _unset(settings: EngineSettings, flag: str) -> bool:
+    return _LIFTED[flag](settings) is None
+
+
 _SWITCH = {"true": True, "false": False}
 
 

@@ -261,3 +261,8 @@ def test_what_every_engine_must_have(name, model, gpu):
 def test_unknown_engines_are_named():
     with pytest.raises(KeyError, match="known are tgi, vllm"):
         get_engine("llama.cpp")
+
+
+def test_a_switch_that_is_set_in_both_forms_is_refused(vllm, model, gpu):
+    both = settings(prefix_caching=False, extra_args=("--enable-prefix-caching",))
+    assert any("already set" in finding.message for finding in vllm.launch(both, model, gpu).errors)
