@@ -133,7 +133,7 @@ def test_clients_notice_nothing_when_the_operator_dies(operator: Any, chat: Call
 
     serving = uids()
     operator.kubectl(
-        "delete", "pod", "-n", SYSTEM, "-l", "app.kubernetes.io/name=trimtab", "--force", "--grace-period=0"
+        "delete", "pod", "-n", SYSTEM, "-l", "app.kubernetes.io/name=trimtab-operator", "--force", "--grace-period=0"
     )
     for number in range(10):
         answer, _ = _ask(operator, namespace, f"question {number}")
