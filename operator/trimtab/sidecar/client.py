@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from trimtab.sidecar.body import ChunkedBody, SizedBody
 from trimtab.sidecar.errors import Failure, RefusedError, response_bytes
 from trimtab.sidecar.head import Head
+from trimtab.sidecar.hits import MAX_WHOLE
 from trimtab.sidecar.interfaces import Route
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class ClientConnection(asyncio.Protocol):
         self._gateway = gateway
         self._heads = gateway.heads
         self._memo = gateway.heads.memo
+        self._hits = gateway.hits
         self._limits = gateway.config.limits
         self._transport: asyncio.Transport | None = None
         self.exchange: Exchange | None = None
@@ -54,14 +56,19 @@ class ClientConnection(asyncio.Protocol):
         self._await("request", self._limits.idle_timeout_seconds)
 
     def data_received(self, data: bytes) -> None:
-        if self.exchange is None and not self._in and self._body is None and not self._closing:
+        quiet = self.exchange is None and not self._in and self._body is None
+        if quiet and not self._closing and not self.write_paused:
+            if len(data) <= MAX_WHOLE and self._hits.again(self, data):
+                self._fresh = True
+                return
             end = data.find(_END)
-            if end >= 0:
-                head = self._memo.get(data[: end + 4])
-                if head is not None and head.length == len(data) - end - 4 and not self.write_paused:
-                    self._fresh = True
-                    self._gateway.handle(self, head, data[end + 4 :])
-                    return
+            head = self._memo.get(data[: end + 4]) if end >= 0 else None
+            if head is not None and head.length == len(data) - end - 4:
+                self._fresh = True
+                key = self._gateway.handle(self, head, data[end + 4 :])
+                if key is not None:
+                    self._hits.learn(data, head, key)
+                return
         if self._closing:
             return
         if self._body is not None:

@@ -10,6 +10,7 @@ from trimtab.sidecar.control import forward_status, hit_status
 from trimtab.sidecar.errors import Failure, response_bytes
 from trimtab.sidecar.flight import Flight
 from trimtab.sidecar.head import Head
+from trimtab.sidecar.hits import fields
 from trimtab.sidecar.interfaces import BadBodyError, Call, ContextRefused, Entry, Key, NotCacheable
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Exchange:
             return
         key = keyer.key(call, head.scope, store_sampled=head.control.sampled or self.gateway.stores_sampled)
         if memo:
-            self.gateway.remember_key(head, call.raw, key)
+            self.gateway.hits.remember(head, call.raw, key)
         self.key = key
         self.find()
 
@@ -214,7 +215,7 @@ class Exchange:
         self.client.write(
             b"".join(
                 (
-                    self.gateway.entry_fields(entry),
+                    fields(entry),
                     hit_status(remaining, tier=entry.tier, similarity=entry.similarity),
                     b"age: %d\r\n" % max(0, now - entry.created),
                     self.extra,
@@ -225,7 +226,7 @@ class Exchange:
             )
         )
         self.cache = "hit"
-        self.gateway.count_hit(self.head.route, entry, monotonic() - self.start)
+        self.gateway.hits.count(self.head.route, entry, monotonic() - self.start)
         self._complete(200, counted=True)
 
     def fail(self, failure: Failure) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from trimtab.sidecar.admission import Admission, Bounds
 from trimtab.sidecar.client import ClientConnection
 from trimtab.sidecar.config import Config, Live
-from trimtab.sidecar.control import CACHE_NAME, Control
+from trimtab.sidecar.control import Control
 from trimtab.sidecar.engine import EnginePool
 from trimtab.sidecar.exchange import Exchange
 from trimtab.sidecar.flight import Flight
 from trimtab.sidecar.head import Head, HeadReader, KeyMap
+from trimtab.sidecar.hits import Hits
 from trimtab.sidecar.interfaces import (
     Call,
     ContextPolicy,
@@ -22,18 +23,13 @@ from trimtab.sidecar.interfaces import (
     Key,
     Keyer,
     MemoryTier,
-    NotCacheable,
     RemoteTier,
     RequestReader,
     Route,
     SemanticTier,
 )
-from trimtab.sidecar.metrics import Buckets, Cell, Metrics
+from trimtab.sidecar.metrics import Buckets, Metrics
 from trimtab.sidecar.sidecall import SideCaller
-
-MAX_KEYED_BODY = 64 * 1024
-MAX_KEYED_BYTES = 32 * 1024 * 1024
-_KEYED_OVERHEAD = 300  # bytes of bookkeeping for one remembered key
 
 
 @dataclass(slots=True)
@@ -48,16 +44,6 @@ class Parts:
     semantic: SemanticTier | None = None
     context: ContextPolicy | None = None
     side: SideCaller | None = None  # how the parts ask the engine
-
-
-class _HitCells:
-    """Series that a hit on one route touches."""
-
-    __slots__ = ("requests", "tiers")
-
-    def __init__(self, metrics: Metrics, route: Route) -> None:
-        self.requests: Cell = metrics.requests.cell(route.value, "200", "hit")
-        self.tiers: dict[str, Cell] = {tier: metrics.hits.cell(tier) for tier in ("memory", "redis", "semantic")}
 
 
 class Gateway:
@@ -75,19 +61,13 @@ class Gateway:
         self.clients: set[ClientConnection] = set()
         self.active = 0  # exchanges
         self.buffered = 0  # bytes of request bodies held
-        self.draining = False
         self.stopping = False  # draining for good
         self.last_answer = 0.0  # when the engine last sent anything
         self.live = Live()
         self.has_remote = parts.remote is not None or parts.semantic is not None
         self.stores_sampled = config.cache.exact.policy == "all"
         self.queue_wait: Buckets = self.metrics.queue_wait.cell()
-        self._hit_duration = self.metrics.duration.cell("hit")
-        self._hit_ttft = self.metrics.ttft.cell("hit", "stream")
-        self._saved = self.metrics.tokens.cell("saved")
-        self._hit_cells = {route: _HitCells(self.metrics, route) for route in Route if route.generates}
-        self._key_maps: dict[tuple[bytes, Route, bool], KeyMap] = {}
-        self._keyed_bytes = 0
+        self.hits = Hits(self.metrics, parts.memory)
         self._tasks: set[asyncio.Task[None]] = set()
         tenancy = config.tenancy
         self.heads = HeadReader(
@@ -138,54 +118,33 @@ class Gateway:
         self.live = live
         self.admission.resize(self._bounds(live), monotonic())
 
+    @property
+    def draining(self) -> bool:
+        """Whether readiness is refused and every answer closes its connection."""
+        return not self.hits.on
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self.hits.on = not value
+
     # --- requests
 
-    def handle(self, client: ClientConnection, head: Head, body: bytes) -> None:
-        """A whole request has arrived. A hit in memory on a body seen before ends here."""
-        start = monotonic()
-        keys = head.keys
-        if keys is not None and head.plain:
-            key = keys.get(body)
-            if key.__class__ is Key:
-                now = time()
-                entry = self.parts.memory.get(key, now) if self.parts.memory is not None else None
-                if entry is not None and head.keep_alive and head.http11 and not self.draining:
-                    wire = entry.wire or self.entry_fields(entry)
-                    age = now - entry.created
-                    client.write(
-                        b"%scache-status: %s; hit; ttl=%d\r\nage: %d\r\n\r\n%s"
-                        % (wire, CACHE_NAME, entry.ttl - age, age if age > 0 else 0, entry.body)
-                    )
-                    self.count_hit(head.route, entry, monotonic() - start)
-                    return
+    def handle(self, client: ClientConnection, head: Head, body: bytes) -> Key | None:
+        """A whole request has arrived; its key if it was answered at once from memory."""
+        key = self.hits.answer(client, head, body)
+        if key is not None:
+            return key
         self.active += 1
         self.buffered += len(body)
-        exchange = Exchange(self, client, head, body, start)
+        exchange = Exchange(self, client, head, body, monotonic())
         client.exchange = exchange
         exchange.begin()
+        return None
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """An exchange has left."""
         self.active -= 1
         self.buffered -= exchange.held
-
-    def count_hit(self, route: Route, entry: Entry, seconds: float) -> None:
-        """Metrics of an answer from the cache."""
-        cells = self._hit_cells[route]
-        cells.requests.value += 1
-        cells.tiers[entry.tier].value += 1
-        self._saved.value += entry.generated_tokens
-        self._hit_duration.observe(seconds)
-        if entry.stream:
-            self._hit_ttft.observe(seconds)
-
-    @staticmethod
-    def entry_fields(entry: Entry) -> bytes:
-        """Status line and fields of a cached answer, made once an entry."""
-        if entry.wire is None:
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in entry.headers)
-            entry.wire = b"HTTP/1.1 200 OK\r\n%scontent-length: %d\r\n" % (lines, len(entry.body))
-        return entry.wire
 
     @staticmethod
     def acceptable(entry: Entry, control: Control, now: float) -> bool:
@@ -193,26 +152,8 @@ class Gateway:
         age = now - entry.created
         return control.accepts(age, entry.ttl - age)
 
-    # --- keys
-
     def _key_map(self, where: tuple[bytes, Route, bool]) -> KeyMap | None:
-        if self.parts.keyer is None:
-            return None
-        if len(self._key_maps) > 4096:
-            self._key_maps.clear()
-            self.heads.memo.clear()
-        return self._key_maps.setdefault(where, {})
-
-    def remember_key(self, head: Head, body: bytes, key: Key | NotCacheable) -> None:
-        """Keep the key of a body: it depends on nothing but scope, route and bytes."""
-        if head.keys is None or len(body) > MAX_KEYED_BODY or not isinstance(key, Key):
-            return
-        if self._keyed_bytes > MAX_KEYED_BYTES:
-            for known in self._key_maps.values():
-                known.clear()
-            self._keyed_bytes = 0
-        head.keys[body] = key
-        self._keyed_bytes += len(body) + _KEYED_OVERHEAD
+        return self.hits.key_map(where) if self.parts.keyer is not None else None
 
     # --- flights
 

@@ -173,7 +173,7 @@ async def test_answers_over_the_bound_are_passed_on_but_not_kept(engine: Engine,
 async def test_an_entry_grows_old_and_expires(engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     sidecar = await start(cache={"exact": {"ttlSeconds": 100}})
     now = 1_000_000.0
-    for module in ("gateway", "exchange", "flight"):
+    for module in ("hits", "exchange", "flight"):
         monkeypatch.setattr(f"trimtab.sidecar.{module}.time", lambda: now)
     await sidecar.post("/generate", GREEDY)
     now += 60
@@ -404,3 +404,39 @@ async def test_bodies_that_are_no_request_get_a_clear_error(engine: Engine, side
         error = answer.json()["error"]
         assert "Input validation error" in (error if path == "/generate" else error["message"])
     assert engine.received == []
+
+
+async def test_requests_answered_by_their_bytes_alone_are_still_looked_up(engine: Engine, sidecar: Sidecar) -> None:
+    """From the third time on a request is recognised whole; what it stands for is looked up as ever."""
+    reader, writer = await sidecar.open()
+
+    async def ask(authorization: str = "Bearer a") -> bytes:
+        writer.write(post("/generate", GREEDY, authorization=authorization))
+        return status_of(await read_answer(reader))
+
+    states = [await ask() for _ in range(5)]
+    assert [b"hit" in state for state in states] == [False, True, True, True, True]
+    assert b"miss" in await ask("Bearer b")
+    await sidecar.admin_get("/cache/clear", "POST")
+    states = [await ask() for _ in range(3)]
+    assert [b"hit" in state for state in states] == [False, True, True]
+    sidecar.gateway.draining = True
+    writer.write(post("/generate", GREEDY, authorization="Bearer a"))
+    answer = await read_answer(reader)
+    assert answer.header(b"connection") == b"close"
+    assert b"hit" in status_of(answer)
+    assert await reader.read() == b""
+    writer.close()
+    assert (await sidecar.metrics())['trimtab_requests_total{route="generate",code="200",cache="hit"}'] == 7
+
+
+async def test_what_is_remembered_is_bounded(engine: Engine, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.sidecar.hits.MAX_WHOLE_BYTES", 2000)
+    monkeypatch.setattr("trimtab.sidecar.hits.MAX_KEYED_BYTES", 2000)
+    for number in range(20):
+        for _ in range(3):
+            answer = await sidecar.post("/generate", {"inputs": f"question {number}", "parameters": {}})
+        assert b"hit" in status_of(answer)
+    hits = sidecar.gateway.hits
+    assert len(hits._whole) < 10
+    assert sum(map(len, hits._maps.values())) < 10
