@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from trimtab.sidecar.cache.guard import decisive_parts, fingerprint, same_words_in_another_order
 
-PAIRS = [json.loads(line) for line in (Path(__file__).parent / "data" / "pairs.jsonl").read_text().splitlines()]
+PAIRS_FILE = Path(__file__).parents[3] / "benchmarks" / "semantic_pairs.jsonl"
+PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text().splitlines()]
 
 
 def apart(one: str, two: str) -> bool:
