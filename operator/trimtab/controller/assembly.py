@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import yaml
 from kubernetes.aio.client import Configuration
 
-from trimtab.catalog.catalogue import load_catalogue
+from trimtab.catalog.catalogue import Catalogue, CatalogueError, load_catalogue
+from trimtab.catalog.models import ModelFacts
 from trimtab.controller.book import Book
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.children import failure_of
@@ -20,6 +22,7 @@ from trimtab.controller.kube_http import HttpKubeClient
 from trimtab.controller.leader import LeaderElector
 from trimtab.controller.logs import current_key
 from trimtab.controller.metrics import Metrics
+from trimtab.controller.modelfacts import ModelFinder
 from trimtab.controller.objects import Key
 from trimtab.controller.observer import PrometheusObserver
 from trimtab.controller.planning import CachedPlanner
@@ -30,6 +33,7 @@ from trimtab.controller.settings import Settings
 from trimtab.controller.tuning_loop import UNSET, Observer, TuningLoop
 from trimtab.controller.watches import Watches, selector_for, watched_kinds
 from trimtab.controller.web import WebServer
+from trimtab.hub.remote import HubAccess, fetch_model
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 2.0
@@ -73,7 +77,10 @@ class Operator:
         if observer is None and settings.prometheus_url is not None:
             self.observer = PrometheusObserver(settings)
         self.book = Book(blind=UNSET if self.observer is None else None)
-        planner = CachedPlanner(load_catalogue(), nodes_known=settings.watch_nodes)
+        self._finder = (
+            ModelFinder(self._fetch, self.clock, lambda: self._changed(None)) if settings.hub_lookup else None
+        )
+        planner = CachedPlanner(_catalogue(settings), nodes_known=settings.watch_nodes, finder=self._finder)
         events = Events(self.kube, self.clock, settings.pod_name, self.metrics.dropped_events.inc)
         self.reconciler = Reconciler(
             kube=self.kube,
@@ -126,6 +133,8 @@ class Operator:
         """Work until `stop`. Raises OperatorFailedError when the process should be started anew."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.kube.close)
+            if self._finder is not None:
+                stack.push_async_callback(self._finder.close)
             web = WebServer(self.settings.web_host, self.settings.web_port, self.metrics, self.alive, self.ready)
             stack.push_async_callback(web.stop)
             await web.start()
@@ -247,6 +256,9 @@ class Operator:
     def _depth(self) -> float:
         return float(self.queue.depth)
 
+    def _fetch(self, model_id: str, revision: str | None) -> ModelFacts:
+        return fetch_model(model_id, revision, HubAccess(timeout_seconds=self.settings.hub_timeout_seconds))
+
     def _elector(self) -> LeaderElector:
         namespace = self.settings.leader_namespace
         if namespace is None:
@@ -258,6 +270,17 @@ class Operator:
             name=self.settings.leader_lease,
             identity=f"{self.settings.pod_name}_{random.getrandbits(32):08x}",
         )
+
+
+def _catalogue(settings: Settings) -> Catalogue:
+    """The bundled catalogue with the user's additions; raises OperatorFailedError when those are wrong."""
+    catalogue = load_catalogue()
+    if settings.catalogue_file is None:
+        return catalogue
+    try:
+        return catalogue.merged(yaml.safe_load(settings.catalogue_file.read_text("utf-8")) or {})
+    except (OSError, yaml.YAMLError, AttributeError, CatalogueError) as wrong:
+        raise OperatorFailedError(f"TRIMTAB_CATALOGUE_FILE {settings.catalogue_file}: {wrong}") from wrong
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from trimtab.api.spec import KvCacheDtype, LLMDeploymentSpec, Quantization
 from trimtab.api.status import MAX_REJECTED_OPTIONS
 from trimtab.catalog.catalogue import Catalogue
+from trimtab.catalog.models import ModelFacts
 from trimtab.controller.decided import Choice, asked_of
+from trimtab.controller.modelfacts import ModelFinder
 from trimtab.controller.objects import Manifest
 from trimtab.controller.seams import Planned
 from trimtab.engines.registry import ENGINES, get_engine
@@ -43,9 +45,10 @@ class CachedPlanner:
     `nodes_known` False: the nodes are not watched, plans assume that whatever the spec allows exists.
     """
 
-    def __init__(self, catalogue: Catalogue, *, nodes_known: bool = True) -> None:
+    def __init__(self, catalogue: Catalogue, *, nodes_known: bool = True, finder: ModelFinder | None = None) -> None:
         self._catalogue = catalogue
         self._nodes_known = nodes_known
+        self._finder = finder
         self._results: OrderedDict[tuple[str, frozenset[NodeGpus] | None], PlanResult] = OrderedDict()
 
     def plan(
@@ -54,9 +57,12 @@ class CachedPlanner:
         if spec.engine.type.value not in ENGINES:
             known = ", ".join(sorted(ENGINES))
             return Planned(None, problem=f"spec.engine.type: no such engine here (allowed: {known})")
+        facts = self._facts(spec)
+        if isinstance(facts, str):
+            return Planned(None, problem=f"spec.model.id: {spec.model.id} is not in the catalogue: {facts}")
         asked = asked_of(spec)
         seen = gpus_of(nodes, spec.hardware.node_selector) if self._nodes_known else None
-        fresh = self._result(spec, seen)
+        fresh = self._result(spec, seen, facts)
         kept = choice if choice is not None and choice.asked == asked else None
         if kept is None or (fresh.plan is not None and _choice(asked, fresh.plan) == kept):
             return _planned(asked, fresh)
@@ -65,18 +71,29 @@ class CachedPlanner:
             return _planned(asked, fresh)
         # The nodes' GPUs are left out: whether the kept ones are free is the scheduler's question.
         pinned_nodes = None if seen is None else frozenset({NodeGpus(kept.gpu, kept.gpus_per_replica)})
-        pinned = self._result(_pinned(spec, kept), pinned_nodes)
+        pinned = self._result(_pinned(spec, kept), pinned_nodes, facts)
         if pinned.plan is None:
             return _planned(asked, pinned if serving else fresh)
         # Recorded under the original question: asked again tomorrow, the choice must still be found.
         return _planned(asked, pinned, instead_of=fresh.plan)
 
-    def _result(self, spec: LLMDeploymentSpec, nodes: frozenset[NodeGpus] | None) -> PlanResult:
+    def _facts(self, spec: LLMDeploymentSpec) -> ModelFacts | str | None:
+        """Facts from outside the catalogue; None: not needed or not to be had; a sentence: not now."""
+        name = spec.model.id
+        if self._finder is None or name is None or name.startswith("pvc://"):
+            return None
+        if self._catalogue.find_model(name) is not None:
+            return None
+        return self._finder.find(name, spec.model.revision)
+
+    def _result(
+        self, spec: LLMDeploymentSpec, nodes: frozenset[NodeGpus] | None, facts: ModelFacts | None
+    ) -> PlanResult:
         key = (asked_of(spec), nodes)
         known = self._results.get(key)
         if known is None:
             ordered = None if nodes is None else sorted(nodes, key=lambda node: (node.product, node.count))
-            known = self._results[key] = plan_spec(spec, self._catalogue, ordered)
+            known = self._results[key] = plan_spec(spec, self._catalogue, ordered, facts)
             if len(self._results) > _REMEMBERED:
                 self._results.popitem(last=False)
         else:

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     ADVISING = "Advising"
     TUNING_OFF = "TuningOff"
     REPLICAS_FIXED = "ReplicasFixed"
+    TUNER_FAILED = "TunerFailed"
     FOREIGN_AUTOSCALER = "ForeignAutoscaler"
 
 

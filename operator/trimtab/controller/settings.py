@@ -31,6 +31,11 @@ class Settings(BaseModel):
     """Plan for the GPUs of the nodes; false where the operator may not list nodes or GPU nodes come on demand."""
     sidecar_image: Annotated[str, Field(min_length=1)] = DEFAULT_SIDECAR_IMAGE
     """Image of the cache sidecar."""
+    catalogue_file: Path | None = None
+    """YAML or JSON with `models` and `gpus` that are added to the bundled catalogue."""
+    hub_lookup: bool = True
+    """Ask the Hub about models that the catalogue does not have (HF_ENDPOINT names a mirror)."""
+    hub_timeout_seconds: Positive = 10.0
     prometheus_url: str | None = None
     """Address of Prometheus; default: nothing is measured and nothing is tuned."""
     prometheus_timeout_seconds: Positive = 10.0

@@ -50,6 +50,9 @@ UNSET = Finding(
 )
 
 
+FAILED = Finding("False", Reason.TUNER_FAILED, "The tuner failed on this deployment; the operator's log says how.")
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """One deployment that a tick looks at."""
@@ -121,6 +124,9 @@ class TuningLoop:
                 await self._look(subject, observations.get((subject.key.namespace, subject.key.name)), now)
             except Exception:  # noqa: BLE001 - one that cannot be judged must not keep the others from being tuned
                 _log.exception("not tuned")
+                subject.record.looked = True
+                subject.record.hold = FAILED
+                self._wake(subject.key)
             finally:
                 current_key.reset(token)
 
@@ -157,7 +163,8 @@ class TuningLoop:
         observation = self._with_pods(subject, found or Observation(time=now))
         objectives = build_objectives(spec, subject.planned.plan, tick_s=self._interval)
         memory = record.memory if isinstance(record.memory, Memory) else _first_memory(record)
-        decisions, record.memory = decide(observation, objectives, memory, now)
+        # It may take a while: neither visits nor the lease must wait for it.
+        decisions, record.memory = await asyncio.to_thread(decide, observation, objectives, memory, now)
         before = _state(record)
         for decision in decisions:
             await self._carry_out(subject, decision)

@@ -250,7 +250,9 @@ async def test_a_deployment_that_cannot_be_judged_does_not_stop_the_others(monke
 
     monkeypatch.setattr(module, "build_objectives", broken)
     await bench.loop().tick()
-    assert len(bench.woken) == 1
+    assert len(bench.woken) == 2
+    holds = {str(key): record.hold.reason for key, record in bench.world.book.records.items() if record.hold}
+    assert sorted(holds.values()) == ["MetricsMissing", "TunerFailed"]
 
 
 async def test_a_restarted_operator_goes_on_from_the_last_decisions() -> None:
