@@ -3,10 +3,10 @@
     python benchmarks/bench_semantic.py --model FOLDER | --endpoint URL [--pairs FILE] [--bound 0.02]
 
 A line of FILE is JSON: {"a": prompt, "b": prompt, "same": whether one answer is right for both}; also CSV or TSV with
-the columns question1, question2, is_duplicate (Quora Question Pairs) or sentence1, sentence2, label (PAWS). FOLDER holds
-a static model (model.safetensors, tokenizer.json), URL is an embedding server. The default pairs are 42 hand-written
-ones: a check that the guard holds, much too few to set a threshold by. Without a model a lexical baseline (hashed
-character n-grams) is measured, which shows why words alone do not do.
+the columns question1, question2, is_duplicate (Quora Question Pairs) or sentence1, sentence2, label (PAWS). FOLDER
+holds a static model (model.safetensors, tokenizer.json), URL is an embedding server. The default pairs are 42
+hand-written ones: a check that the guard holds, much too few to set a threshold by. Without a model a lexical baseline
+(hashed character n-grams) is measured, which shows why words alone do not do.
 """
 
 import argparse
