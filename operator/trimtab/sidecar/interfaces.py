@@ -32,6 +32,8 @@ class Route(StrEnum):
     VERTEX = "vertex"  # POST /vertex
     OTHER = "other"  # passes through: never cached, queued, or rewritten
 
+    __hash__ = str.__hash__  # Enum's own is a Python function; routes are looked up several times a request
+
     @property
     def generates(self) -> bool:
         """Whether the engine generates tokens for it: such requests take part in admission and caching."""
