@@ -74,11 +74,16 @@ def _template_identity(plan: ServingPlan) -> str:
 
 
 def live_config(plan: ServingPlan, live: LiveSettings) -> dict[str, Any]:
-    """live.json. The limit never exceeds what the engine accepts, which would answer the rest with 429."""
+    """live.json.
+
+    The limit never exceeds what the engine accepts, which would answer the rest with 429, nor a fixed batch size, which
+    the engine itself may not hold (see `trimtab.engines.tgi_rules`).
+    """
+    batching = plan.settings.batching
     limit = plan.max_batch_within_slo if live.max_in_flight is None else live.max_in_flight
-    accepted = plan.settings.batching.max_concurrent_requests
+    bounds = [bound for bound in (batching.max_concurrent_requests, batching.max_batch_size) if bound is not None]
     return {
-        "maxInFlight": max(1, limit if accepted is None else min(limit, accepted)),
+        "maxInFlight": max(1, min(limit, *bounds)) if bounds else max(1, limit),
         "maxQueue": live.max_queue,
         "queueTimeoutSeconds": live.queue_timeout_seconds,
     }

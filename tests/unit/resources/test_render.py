@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import kubernetes_validate
@@ -168,10 +169,12 @@ def test_what_changes_answers_changes_the_cache_identity():
     assert len(set(seen)) == len(seen)
 
 
-def test_the_live_limit_never_exceeds_what_the_engine_accepts():
+def test_the_live_limit_never_exceeds_what_the_engine_accepts_nor_a_fixed_batch():
     plan = make_plan(spec_of())
     assert live_config(plan, LiveSettings(max_in_flight=500))["maxInFlight"] == 128
     assert live_config(plan, LiveSettings())["maxInFlight"] == plan.max_batch_within_slo
+    fixed = replace(plan.settings, batching=replace(plan.settings.batching, max_batch_size=8))
+    assert live_config(replace(plan, settings=fixed), LiveSettings(max_in_flight=64))["maxInFlight"] == 8
 
 
 @pytest.mark.parametrize("name", ["chat", "a" * 63, "a" * 200, "team.chat", "team-chat", ("a" * 62) + ".b"])
