@@ -152,8 +152,8 @@ def _ignored_batching(case: Case) -> Iterator[Finding]:
     size = case.values.get("--max-batch-size")
     if size is not None:
         message = (
-            "holds only for the first batch after idle: with chunked prompts requests join beyond it. The sidecar keeps the"
-            " requests in flight within it instead; PREFILL_CHUNKING=0 in engine.env makes the engine hold it"
+            "holds only for the first batch after idle: with chunked prompts requests join beyond it. The sidecar keeps"
+            " the requests in flight within it instead; PREFILL_CHUNKING=0 in engine.env makes the engine hold it"
         )
         yield warning(size.field, int(size.number), message, "tuning.limits.maxInFlight for a limit that may move")
 
