@@ -61,6 +61,10 @@ def measure_hits(servers: list[Server], folder: Path, rounds: int, seconds: floa
                     ours.requests_per_second / max(theirs.requests_per_second, 1e-9)
                     for ours, theirs in zip(by_name["sidecar"], rates, strict=True)
                 ),
+                "sidecar_cpu_ratio": statistics.median(
+                    theirs.cpu_us / max(ours.cpu_us, 1e-9)
+                    for ours, theirs in zip(by_name["sidecar"], rates, strict=True)
+                ),
                 "rounds": [asdict(r) for r in rates],
             }
             for name, rates in by_name.items()
@@ -189,16 +193,29 @@ def report(results: dict[str, Any]) -> None:
     for title in ("chunks", "hits_beside_64_streams", "thousand_streams", "memory"):
         print(f"\n{title.replace('_', ' ')}: " + json.dumps(results[title], default=lambda v: round(v, 2)))
     print("\nratios: " + json.dumps(results["ratios"], indent=2))
+    print("\nof CPU a request: " + json.dumps(results["cpu_ratios"], indent=2))
+
+
+NAMES = {
+    "hit_vs_nginx_return": "nginx-return",
+    "hit_vs_nginx_proxy_cache": "nginx-cache",
+    "hit_vs_starlette": "starlette",
+    "hit_vs_litellm": "litellm",
+}
+
+
+def hit_ratios(hits: dict[str, Any], which: str) -> dict[str, float]:
+    """The sidecar's advantage on hits: the worse one of 16 and 64 connections."""
+    return {
+        key: round(min(hits[str(c)][name][which] for c in CONNECTIONS), 3)
+        for key, name in NAMES.items()
+        if name in hits[str(CONNECTIONS[0])]
+    }
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
-    """The named figures; a ratio over hits is the worse one of 16 and 64 connections."""
-    hits, found = results["hits"], {}
-    names = {"nginx_return": "nginx-return", "nginx_proxy_cache": "nginx-cache", "starlette": "starlette"}
-    for key, name in {**names, "litellm": "litellm"}.items():
-        each = [hits[str(c)][name]["sidecar_ratio"] for c in CONNECTIONS if name in hits[str(c)]]
-        if each:
-            found[f"hit_vs_{key}"] = round(min(each), 3)
+    """The named figures."""
+    found = hit_ratios(results["hits"], "sidecar_ratio")
     found["miss_added_us_p50"] = round(results["misses"]["one core"]["sidecar"]["json"]["added_p50_us"], 1)
     found["miss_first_event_added_us_p50"] = round(results["misses"]["one core"]["sidecar"]["sse"]["added_p50_us"], 1)
     found["sse_cpu_us_per_chunk"] = round(results["chunks"]["sidecar"]["cpu_us_per_chunk"], 1)
@@ -229,6 +246,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         results["thousand_streams"] = measure_thousand(sidecar)
         results["memory"] = measure_memory(sidecar, 20_000)
         results["ratios"] = ratios(results)
+        results["cpu_ratios"] = hit_ratios(hits, "sidecar_cpu_ratio")
         return results
 
 
