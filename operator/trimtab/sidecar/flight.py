@@ -78,12 +78,19 @@ class Flight:
         self.task = None
         if self.cancelled:
             return
-        if entry is None:
+        takers: list[Exchange] = []
+        if entry is not None:
+            now = time()
+            takers = [e for e in self.subscribers if self.gateway.acceptable(entry, e.head.control, now)]
+        # Those whose directives forbid this entry still want an answer.
+        self.subscribers = [exchange for exchange in self.subscribers if exchange not in takers]
+        if self.subscribers:
             self.launch()
-            return
-        self._end()
-        for exchange in list(self.subscribers):
-            exchange.send_entry(entry)
+        else:
+            self._end()
+        if entry is not None:
+            for exchange in takers:
+                exchange.send_entry(entry)
 
     def launch(self) -> None:
         """Ask for admission (generating routes) and then the engine."""

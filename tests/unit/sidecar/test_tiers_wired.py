@@ -82,6 +82,23 @@ async def test_tenants_do_not_meet_in_redis(redis_url: str, engine: Engine, star
     assert "; hit" in cache_of(await two.post(PATH, chat(), authorization="Bearer a"))
 
 
+async def test_a_shared_answer_that_is_too_old_for_a_client_is_made_anew(
+    redis_url: str, engine: Engine, start: Start
+) -> None:
+    cache = {"redis": {"url": redis_url, "timeoutSeconds": 5}}
+    one, two = await start(cache=cache), await start(cache=cache)
+    await one.post(PATH, chat())
+    await written(one)
+    await asyncio.sleep(1.1)
+    picky, easy = await asyncio.gather(
+        two.post(PATH, chat(), cache_control="max-age=1"), two.post(PATH, chat(), cache_control="max-age=100")
+    )
+    assert "hit" not in cache_of(picky) and "; hit" in cache_of(easy)
+    assert picky.json() == easy.json() == CHAT
+    assert engine.calls(PATH) == 2
+    await two.settled()
+
+
 async def test_redis_that_is_not_there_costs_no_request(engine: Engine, start: Start) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
