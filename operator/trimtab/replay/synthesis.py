@@ -1,5 +1,6 @@
 """A trace generated from a profile: the published statistics of a trace, for machines without the trace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,3 +199,16 @@ def profile_of(trace: Trace, sources: tuple[str, ...]) -> dict[str, Any]:
         "repeat_ratio": round(found.repeat_ratio, 4),
         "sources": list(sources),
     }
+
+
+def arrivals_from_rates(
+    readings: Sequence[tuple[float, float, float, float]], step_s: float, seed: int
+) -> list[tuple[float, int, int]]:
+    """Poisson arrivals for readings of (second, requests/s, prompt tokens, answer tokens), each `step_s` long."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[float, int, int]] = []
+    for at, rate, tokens_in, tokens_out in readings:
+        count = int(rng.poisson(rate * step_s))
+        lengths = max(round(tokens_in), 1), max(round(tokens_out), 1)
+        rows += [(float(t), *lengths) for t in np.sort(at + rng.random(count) * step_s)]
+    return rows

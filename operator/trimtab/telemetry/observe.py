@@ -31,11 +31,13 @@ class _Values:
 class Telemetry:
     """Observes all deployments; blocking (run it in a thread), and safe to use from one thread at a time."""
 
-    def __init__(self, prometheus: Prometheus, labels: Labels | None = None, window_s: int = 60) -> None:
+    def __init__(
+        self, prometheus: Prometheus, labels: Labels | None = None, window_s: int = 60, recent_s: int = 30
+    ) -> None:
         self._prometheus = prometheus
         self._labels = labels or Labels()
         self._window_s = window_s
-        self._queries = tick_queries(self._labels, window_s)
+        self._queries = tick_queries(self._labels, window_s, recent_s)
 
     @property
     def queries_per_tick(self) -> int:
@@ -121,6 +123,8 @@ def _observation(values: _Values, now: float, window_s: float) -> Observation:
             failed += rate
     known = requests is not None
     arrivals = max(answered + plain.get("held_change", 0.0) / window_s, 0.0) if known else None
+    latest = plain.get("requests_now")
+    arrivals_now = None if latest is None else max(latest + plain.get("held_change_now", 0.0), 0.0)
     pods = plain.get("pods")
     quantiles = {name: _percentiles(values.labelled.get(f"{name}_buckets", [])) for name in HISTOGRAMS}
     return Observation(
@@ -129,6 +133,7 @@ def _observation(values: _Values, now: float, window_s: float) -> Observation:
         window_s=window_s,
         pods_reporting=int(pods) if pods is not None else None,
         arrivals_per_s=arrivals,
+        arrivals_now_per_s=arrivals_now,
         served_per_s=max(answered - hits - refused - failed, 0.0) if known else None,
         rejected_per_s=refused if known else None,
         errors_per_s=failed if known else None,

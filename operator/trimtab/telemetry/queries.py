@@ -28,10 +28,13 @@ class Labels:
         return f"by ({', '.join((self.namespace, self.deployment, *more))})"
 
 
-def tick_queries(labels: Labels, window_s: int) -> dict[str, str]:
-    """Name → instant query. Names are the keys that `observe.assemble` reads."""
+def tick_queries(labels: Labels, window_s: int, recent_s: int = 30) -> dict[str, str]:
+    """Name → instant query. Names are the keys that `observe.assemble` reads.
+
+    `recent_s` should be two scrape intervals: the latest arrivals are what the last two scrapes differ by.
+    """
     by = labels.group()
-    window = f"[{window_s}s]"
+    window, recent = f"[{window_s}s]", f"[{recent_s}s]"
     known = f'{labels.deployment}!=""'
     engine = f'{{{known}, cache="miss"}}'
     queries = {
@@ -42,6 +45,9 @@ def tick_queries(labels: Labels, window_s: int) -> dict[str, str]:
         # Requests are counted when answered: what has arrived since is in the engines or waiting.
         "held_change": f"sum {by} (delta(trimtab_in_flight{{{known}}}{window})"
         f" + delta(trimtab_queue_depth{{{known}}}{window}))",
+        "requests_now": f"sum {by} (rate(trimtab_requests_total{{{known}}}{recent}))",
+        "held_change_now": f"sum {by} (delta(trimtab_in_flight{{{known}}}{recent})"
+        f" + delta(trimtab_queue_depth{{{known}}}{recent})) / {recent_s}",
         "limit": f"max {by} (trimtab_limit{{{known}}})",
         "pods": f"count {by} (trimtab_limit{{{known}}})",
         "age": f"max {by} (time() - timestamp(trimtab_limit{{{known}}}))",

@@ -123,7 +123,7 @@ def _decide_replicas(
     limit = current_limit(observation, objectives, memory)
     if memory.rehearsal is None or memory.policy is None:
         return None, memory
-    backlog = backlog_of(observation, objectives, model, limit)
+    backlog = backlog_of(observation, model, limit)
     choice = choose_replicas(observation, objectives, memory.rehearsal, memory.policy, backlog, current)
     if choice is None:
         return None, memory

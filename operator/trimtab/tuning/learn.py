@@ -94,7 +94,7 @@ def _learn_spread(spread: dict[str, float], key: str, measured: float | None, me
 
 def _learn_load(observation: Observation, objectives: Objectives, memory: Memory) -> Memory:
     limit = memory.limit or observation.limit or objectives.planned_limit
-    need = need_of(observation, objectives, model_of(memory, objectives), limit)
+    need = need_of(observation, model_of(memory, objectives), limit)
     if need is None:
         return memory
     cold = memory.cold_start_s or objectives.cold_start_s

@@ -31,12 +31,12 @@ BACKLOG_S = 20.0
 BACKLOG_SHARE = 0.2
 """A backlog asks for the replicas that clear it in 20 s, but for no more than a fifth of what the load needs:
 replicas ordered for a backlog arrive when it is long gone."""
-ALLOWANCE_USED = 0.7
+ALLOWANCE_USED = 0.6
 """Share of the objective's allowance that a rehearsed policy may use up; the rest is for what the model leaves out."""
-SWITCH_GAIN = 0.02
+SWITCH_GAIN = 0.04
 LEARN_S = 4 * 3600.0
 HISTORY_S = 4 * 3600.0
-RULE_FLOOR, RULE_GAIN, RULE_GAIN_BY_VARIATION, RULE_HOLD_S = 0.4, 1.05, 0.2, 300.0
+RULE_FLOOR, RULE_GAIN, RULE_GAIN_BY_VARIATION, RULE_HOLD_S = 0.45, 1.1, 0.2, 300.0
 MAX_VARIATION = 2.0
 BURSTY_VARIATION = 0.7
 SMOOTH_S = 60.0

@@ -11,10 +11,9 @@ DEFAULT_PERCENTILE, MAX_PERCENTILE = 0.95, 0.99
 DEFAULT_TTFT_SLACK_S = 2.0
 SLACK_SHARE = 0.5
 UP_WINDOW_S = 120.0
-DOWN_BAND = 0.25
+DOWN_BAND = 0.35
 """Replicas that must be spare beyond a whole one before one is given up: keeps noise from moving anything."""
 FALLBACK_UTILISATION = 0.7
-_NORMAL = ((0.5, 0.0), (0.9, 1.2816), (0.95, 1.6449), (0.99, 2.3263))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +39,34 @@ def slack_of(objectives: Objectives) -> float:
     return max(min(objectives.slo.ttft.values(), default=DEFAULT_TTFT_SLACK_S) * SLACK_SHARE, 0.25)
 
 
-def safe_batch(limit: float, percentile: float) -> float:
-    """Mean batch at which the momentary one stays below `limit` for a share `percentile` of the time.
+def staffed(offered: float, limit: float) -> float:
+    """Replicas for `offered` requests in service on average, each replica taking `limit` at once.
 
-    The number of requests in a server that admits all at once is Poisson (infinite-server queue), so
-    mean + z x sqrt(mean) = limit: square-root staffing (Halfin and Whitt 1981).
+    The momentary number scatters by its square root (infinite-server queue; square-root staffing, Halfin and Whitt
+    1981). One such deviation is added here; what lies beyond it over minutes, the rehearsed gain and hold cover.
     """
-    z = next(score for share, score in _NORMAL if share >= min(percentile, MAX_PERCENTILE))
-    root = (-z + math.sqrt(z * z + 4.0 * max(limit, 1.0))) / 2.0
-    return max(root * root, 0.3 * max(limit, 1.0))
+    return (offered + math.sqrt(max(offered, 0.0))) / max(limit, 1.0)
 
 
-def capacity_of(model: StepModel, limit: float, percentile: float) -> float:
-    """Requests/s that one replica serves with its limit seldom reached."""
-    return model.requests_per_s(safe_batch(limit, percentile))
-
-
-def need_of(
-    observation: Observation, objectives: Objectives, model: StepModel | None, limit: float | None
-) -> float | None:
+def need_of(observation: Observation, model: StepModel | None, limit: float | None) -> float | None:
     """Replicas' worth of work that arrives for the engines."""
     if observation.arrivals_per_s is None:
         return None
-    to_engine = observation.arrivals_per_s * (1.0 - (observation.hit_ratio or 0.0))
+    latest = observation.arrivals_now_per_s
+    arrivals = latest if latest is not None else observation.arrivals_per_s
+    to_engine = arrivals * (1.0 - (observation.hit_ratio or 0.0))
     if model is not None and limit:
-        return to_engine / max(capacity_of(model, limit, percentile_of(objectives)), 1e-9)
+        return staffed(to_engine * model.latency(limit), limit)
     if observation.in_flight is None or not limit:
         return None
     return (observation.in_flight + (observation.queued or 0.0)) / (limit * FALLBACK_UTILISATION)
 
 
-def backlog_of(observation: Observation, objectives: Objectives, model: StepModel | None, limit: float | None) -> float:
+def backlog_of(observation: Observation, model: StepModel | None, limit: float | None) -> float:
     """Replica-seconds of work that waits in the sidecars; 0 where it is part of the need already."""
     if model is None or not limit or not observation.queued:
         return 0.0
-    return observation.queued / max(capacity_of(model, limit, percentile_of(objectives)), 1e-9)
+    return observation.queued / max(model.requests_per_s(limit), 1e-9)
 
 
 def choose_replicas(

@@ -55,6 +55,8 @@ class Observation:
     """Of the pending ones, those for which no node has room."""
     arrivals_per_s: float | None = None
     """Requests that reached the sidecars, cache hits and refused ones included."""
+    arrivals_now_per_s: float | None = None
+    """The same over about one tick; None: not measured, the mean over the window stands in."""
     served_per_s: float | None = None
     """Requests that the engines answered."""
     rejected_per_s: float | None = None

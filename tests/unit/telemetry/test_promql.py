@@ -117,6 +117,7 @@ def test_a_tick_gives_one_observation_a_deployment(prometheus: str) -> None:
     assert set(seen) == {("team", "chat"), ("other", "chat")}
     chat = seen["team", "chat"]
     assert chat.arrivals_per_s == pytest.approx(3.0, rel=0.02)
+    assert chat.arrivals_now_per_s == pytest.approx(3.0, rel=0.02)
     assert chat.served_per_s == pytest.approx(2.25, rel=0.02)
     assert chat.hit_ratio == pytest.approx(0.25, rel=0.02)
     assert chat.rejected_per_s == 0

@@ -1,0 +1,89 @@
+"""The clairvoyant optimum: the cheapest schedule of replicas for somebody who knows every request beforehand.
+
+Per window of 15 s the replicas that its work needs; the dearest windows are given up until the objective's allowance is
+spent. Level k of the fleet must run when the need is at least k; a gap is bridged when it is shorter than a cold start
+and a drain. Levels are independent, so this is exact for the fluid problem (layered argument of Lu and Chen,
+arXiv:1112.0442; discrete right-sizing, Albers and Quedenfeld, arXiv:1807.05112).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.simulation.compare.fluid import TICK_S, Load, Site, View, run
+
+STRETCH = 1.03
+MAX_TRIES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The optimum lies between `low_hours` (fluid bound) and `high_hours` (a schedule that was seen to work)."""
+
+    low_hours: float
+    high_hours: float
+
+
+class _Schedule:
+    """Replays a schedule: orders each replica a cold start before it is needed."""
+
+    name = "oracle"
+
+    def __init__(self, wanted: NDArray[np.int64], cold_ticks: int) -> None:
+        self.wanted, self.cold = wanted, cold_ticks
+
+    def replicas(self, view: View) -> int:
+        """What must be ready a cold start from now, without dropping what is needed until then."""
+        tick = int(view.time // TICK_S)
+        return max(int(self.wanted[tick : tick + self.cold + 1].max(initial=1)), 1)
+
+
+def bounds(load: Load, site: Site, percentile: float, score_from_s: int, attained: object) -> Bounds:
+    """The interval; `attained(run)` gives the share of scored requests that kept the objective."""
+    windows = load.seconds // TICK_S
+    need = load.need[: windows * TICK_S].reshape(windows, TICK_S).mean(axis=1)
+    first = score_from_s // TICK_S
+    low = _cost(_levels(need, percentile, first), site, first)
+    factor = 1.0
+    for _ in range(MAX_TRIES):
+        levels = _levels(need * factor, percentile, first)
+        schedule = _Schedule(_bridged(levels, site), site.cold_start_s // TICK_S)
+        played = run(load, site, schedule, max(int(levels[: first + 1].max(initial=1)), 1), score_from_s)
+        share = attained(played)  # type: ignore[operator]
+        if share >= percentile:
+            return Bounds(min(low, played.replica_hours), played.replica_hours)
+        factor *= STRETCH
+    return Bounds(low, float("inf"))
+
+
+def _levels(need: NDArray[np.float64], percentile: float, first: int) -> NDArray[np.int64]:
+    levels = np.maximum(np.ceil(need - 1e-9), 1).astype(np.int64)
+    allowance = (1.0 - percentile) * float(need[first:].sum())
+    # Giving up a window is worth most where it saves many replicas for little work.
+    order = np.argsort(-(levels[first:] - np.median(levels)), kind="stable") + first
+    for window in order.tolist():
+        if need[window] <= allowance:
+            allowance -= float(need[window])
+            neighbours = levels[max(window - 1, 0)], levels[min(window + 1, len(levels) - 1)]
+            levels[window] = min(levels[window], *neighbours)
+    return levels
+
+
+def _bridged(levels: NDArray[np.int64], site: Site) -> NDArray[np.int64]:
+    """The schedule with every gap filled that is shorter than a cold start and a drain."""
+    longest = (site.cold_start_s + site.drain_s) // TICK_S
+    result = levels.copy()
+    for level in range(2, int(levels.max(initial=1)) + 1):
+        on = np.flatnonzero(levels >= level)
+        for left, right in zip(on[:-1].tolist(), on[1:].tolist(), strict=True):
+            if 1 < right - left <= longest:
+                np.maximum(result[left:right], level, out=result[left:right])
+    return result
+
+
+def _cost(levels: NDArray[np.int64], site: Site, first: int) -> float:
+    """Replica-hours of a schedule, with a cold start and a drain for every start of a level."""
+    filled = _bridged(levels, site)[first:]
+    starts = int(np.maximum(np.diff(filled), 0).sum())
+    return (float(filled.sum()) * TICK_S + starts * (site.cold_start_s + site.drain_s)) / 3600.0
