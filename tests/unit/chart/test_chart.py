@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from trimtab.catalog.catalogue import load_catalogue
 from trimtab.controller.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,6 +138,8 @@ ALL_ON = (
     "prometheus.privateAuthority=true",
     "prometheus.secretName=prometheus",
     "extraEnv.TRIMTAB_CONCURRENCY=4",
+    "hub.endpoint=https://mirror.example.com",
+    "catalogue.gpus[0].id=X100",
     "imagePullSecrets[0].name=registry",
     "nodeSelector.pool=system",
     "priorityClassName=system-cluster-critical",
@@ -152,13 +155,15 @@ def test_settings_are_those_that_the_operator_knows(helm, values):
     container = of_kind(template(helm, *values), "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]
     names = [entry["name"] for entry in container["env"]]
     assert len(names) == len(set(names))
-    assert {name.removeprefix(PREFIX).lower() for name in names} <= Settings.model_fields.keys()
+    assert {name.removeprefix(PREFIX).lower() for name in names} - {"hf_endpoint"} <= Settings.model_fields.keys()
     settings = load_settings({entry["name"]: entry.get("value", "from-elsewhere") for entry in container["env"]})
-    assert settings.port == container["ports"][0]["containerPort"]
+    assert settings.web_port == container["ports"][0]["containerPort"]
     if values == ALL_ON:
         assert settings.namespaces == ("team-a",)
         assert settings.concurrency == 4
-        assert str(settings.prometheus_token_file).startswith(container["volumeMounts"][-1]["mountPath"])
+        folders = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert str(settings.prometheus_token_file.parent) in folders
+        assert str(settings.catalogue_file.parent) in folders
 
 
 @pytest.mark.parametrize("values", [(), ALL_ON, ("leaderElection=false",)])
@@ -167,6 +172,28 @@ def test_objects_are_valid(helm, values):
     assert len(documents) > 4
     for document in documents:
         kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def test_additions_to_the_catalogue_are_those_that_the_operator_reads(helm, tmp_path):
+    gpu = {
+        "id": "X100",
+        "memory_gib": 100,
+        "bandwidth_gb_s": 1000,
+        "fp16_tflops": 100,
+        "compute_capability": 9.0,
+        "sources": ["data sheet"],
+    }
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"catalogue": {"gpus": [gpu]}}), encoding="utf-8")
+    done = subprocess.run(
+        [helm, "template", "t", str(CHART), "--kube-version", "1.36.0", "-f", str(values)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    documents = list(yaml.safe_load_all(done.stdout))
+    written = json.loads(of_kind(documents, "ConfigMap")[0]["data"]["catalogue.json"])
+    assert load_catalogue().merged(written).gpu("X100").memory_gib == 100
 
 
 def test_without_election_two_operators_never_run_together(helm):
