@@ -42,6 +42,8 @@ class Engine:
         self._decode_next = False
         self._blocked = False
         self._cancelled = False
+        self._slope = times.kv_token_ms / 1000.0
+        self._fixed: dict[int, float] = {}
 
     @property
     def running(self) -> int:
@@ -167,9 +169,8 @@ class Engine:
             if validating and validating[0][0] < until:
                 until = validating[0][0]
         batch = len(self._decoding)
-        fixed, slope = self._decode_cost(batch)
-        first = fixed + slope * self._cached_tokens
-        growth = slope * batch
+        first = self._decode_fixed_s(batch) + self._slope * self._cached_tokens
+        growth = self._slope * batch
         passes = _passes_until(first, growth, until - now, self._finishing[0][0] - self._steps)
         return passes, passes * first + growth * (passes * (passes - 1) / 2)
 
@@ -195,11 +196,13 @@ class Engine:
 
     # ---- forward passes ---------------------------------------------------------------------------------------
 
-    def _decode_cost(self, batch: int) -> tuple[float, float]:
-        """(seconds, seconds a cached token) of a decode pass."""
-        settings = self.settings
-        padded = settings.padded(batch) * (settings.speculate + 1)
-        return self.times.decode_fixed_ms(batch, padded) / 1000.0, self.times.kv_token_ms / 1000.0
+    def _decode_fixed_s(self, batch: int) -> float:
+        """Seconds of a decode pass without what its cached tokens take."""
+        known = self._fixed.get(batch)
+        if known is None:
+            padded = self.settings.padded(batch) * (self.settings.speculate + 1)
+            known = self._fixed[batch] = self.times.decode_fixed_ms(batch, padded) / 1000.0
+        return known
 
     def _forward(
         self, now: float, method: str, admitted: list[Entry], dropped: list[Entry], concat: str | None = None
@@ -239,8 +242,7 @@ class Engine:
 
     def _pass_seconds(self, prompts: list[Entry], decoding: int) -> float:
         if not prompts:
-            fixed, slope = self._decode_cost(decoding)
-            return fixed + slope * self._cached_tokens
+            return self._decode_fixed_s(decoding) + self._slope * self._cached_tokens
         tokens, squares = 0, 0.0
         for entry in prompts:
             tokens += entry.pending
