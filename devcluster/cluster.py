@@ -6,7 +6,7 @@ from devcluster import build, controlplane, gpus, images, node, preflight, volum
 from devcluster.build import locked
 from devcluster.containerd import import_archive, start_containerd
 from devcluster.controlplane import ControlPlane, Ports
-from devcluster.paths import BRIDGE_ADDRESS, ROOT, ClusterError, port, state_dir
+from devcluster.paths import BRIDGE_ADDRESS, ROOT, ClusterError, content_key, port, state_dir
 from devcluster.shell import find_tool, say, wait_for
 
 COMPONENTS = ("etcd", "apiserver", "controller-manager", "scheduler", "containerd", "kubelet", "proxy")
@@ -80,7 +80,7 @@ def start_addons() -> None:
     plane = current()
     import_archive(plane.folder, images.ADDONS_IMAGE, images.addons_archive())
     for name in ("prometheus", "redis"):
-        plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", MANIFESTS / f"{name}.yaml")
+        _apply(plane, name)
     for name in ("prometheus", "redis"):
         plane.kubectl("rollout", "status", f"deployment/{name}", "-n", "monitoring", "--timeout=120s")
 
@@ -104,8 +104,14 @@ def status() -> str:
     return "\n".join(lines)
 
 
+def _apply(plane: ControlPlane, name: str) -> None:
+    manifest = MANIFESTS / f"{name}.yaml"
+    text = manifest.read_text().replace("MANIFEST_KEY", content_key(manifest))
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input_text=text)
+
+
 def _start_dns(plane: ControlPlane) -> None:
-    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", MANIFESTS / "coredns.yaml")
+    _apply(plane, "coredns")
 
     def answered() -> bool:
         ready = "jsonpath={.status.readyReplicas}"
