@@ -216,8 +216,11 @@ def hit_ratios(hits: dict[str, Any], which: str) -> dict[str, float]:
 def ratios(results: dict[str, Any]) -> dict[str, float]:
     """The named figures."""
     found = hit_ratios(results["hits"], "sidecar_ratio")
-    found["miss_added_us_p50"] = round(results["misses"]["one core"]["sidecar"]["json"]["added_p50_us"], 1)
-    found["miss_first_event_added_us_p50"] = round(results["misses"]["one core"]["sidecar"]["sse"]["added_p50_us"], 1)
+    misses = results["misses"]["one core"]
+    found["miss_added_us_p50"] = round(misses["sidecar"]["json"]["added_p50_us"], 1)
+    found["miss_first_event_added_us_p50"] = round(misses["sidecar"]["sse"]["added_p50_us"], 1)
+    if "sidecar-redis" in misses:
+        found["miss_added_us_p50_with_redis"] = round(misses["sidecar-redis"]["json"]["added_p50_us"], 1)
     found["sse_cpu_us_per_chunk"] = round(results["chunks"]["sidecar"]["cpu_us_per_chunk"], 1)
     found["hit_p99_ms_beside_64_streams"] = round(results["hits_beside_64_streams"]["p99_ms"], 2)
     return found
@@ -227,7 +230,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Start everybody, measure, and return all results."""
     with Stable(folder) as stable:
         upstream = stable.upstream()
-        sidecar = stable.sidecar(upstream, stable.redis())
+        sidecar = stable.sidecar(upstream)
+        redis = stable.redis()
+        with_redis = [stable.sidecar(upstream, redis)] if redis is not None else []
         contestants = [stable.nginx("return", upstream, ANSWER), sidecar, stable.nginx("cache", upstream, ANSWER)]
         if not arguments.quick:
             contestants += [stable.starlette(upstream), stable.litellm(upstream)]
@@ -236,8 +241,10 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         misses = {}
         for where, core in (("one core", SERVER_CORE), ("gateway on its own core", CLIENT_CORE)):
             upstream.pin(core)
-            proxy.pin(SERVER_CORE)
-            misses[where] = measure_misses([upstream, sidecar, proxy], arguments.samples, core, where)
+            for server in (proxy, *with_redis, *([redis] if redis else [])):
+                server.pin(SERVER_CORE)
+            compared = [upstream, sidecar, *with_redis, proxy]
+            misses[where] = measure_misses(compared, arguments.samples, core, where)
         results: dict[str, Any] = {"hits": hits, "misses": misses}
         results["chunks"] = {
             server.name: measure_chunks(server, 32, 300, f"chunks {server.name}") for server in (sidecar, proxy)

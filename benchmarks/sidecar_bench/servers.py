@@ -159,7 +159,7 @@ class Stable:
         return self._start("upstream", port, [sys.executable, "-m", "sidecar_bench.upstream", str(port)])
 
     def sidecar(self, upstream: Server, redis: Server | None = None) -> Server:
-        """Ours, as it runs in a pod: exact cache, admission, metrics, tracing, and Redis if there is one."""
+        """Ours, as it runs in a pod: exact cache, admission, metrics, tracing; with a Redis tier if one is given."""
         port, admin = free_port(), free_port()
         folder = self._folder / f"sidecar-{port}"
         folder.mkdir()
@@ -177,7 +177,7 @@ class Stable:
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "live.json").write_text('{"maxInFlight": 1100}')
         command = [sys.executable, "-m", "trimtab.sidecar"]
-        server = self._start("sidecar", port, command, TRIMTAB_SIDECAR_CONFIG=str(folder))
+        server = self._start("sidecar-redis" if redis else "sidecar", port, command, TRIMTAB_SIDECAR_CONFIG=str(folder))
         server.admin = admin
         return server
 
@@ -196,23 +196,24 @@ class Stable:
         folder.mkdir()
         (folder / "body.json").write_bytes(body)
         text = body.decode().replace("\\", "\\\\").replace("'", "\\'")
-        location = {
+        locations = {
             "return": f"default_type application/json; return 200 '{text}';",
             "cache": "proxy_pass http://up; proxy_cache c; proxy_cache_methods POST; proxy_cache_lock on;"
             'proxy_cache_key "$uri|$http_authorization|$request_body"; proxy_cache_valid 200 1h;',
             "proxy": "proxy_pass http://up; proxy_buffering off;",
-        }[kind]
+        }
         temporary = " ".join(
             f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         (folder / "nginx.conf").write_text(
-            f"{'user root;' if os.geteuid() == 0 else ''} daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;\n"
+            ("user root;\n" if os.geteuid() == 0 else "")
+            + f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;\n"
             "events { worker_connections 4096; }\n"
             f"http {{ access_log off; keepalive_requests 100000000; client_body_buffer_size 64k; {temporary}\n"
             f"proxy_cache_path {folder}/cache keys_zone=c:10m;\n"
             f"upstream up {{ server 127.0.0.1:{upstream.port}; keepalive 256; keepalive_requests 100000000; }}\n"
             'proxy_http_version 1.1; proxy_set_header Connection "";\n'
-            f"server {{ listen 127.0.0.1:{port} backlog=2048; location / {{ {location} }} }} }}\n"
+            f"server {{ listen 127.0.0.1:{port} backlog=2048; location / {{ {locations[kind]} }} }} }}\n"
         )
         command = [debian_tool("nginx", "nginx-light"), "-e", f"{folder}/error.log", "-c", str(folder / "nginx.conf")]
         return self._start(f"nginx-{kind}", port, command)

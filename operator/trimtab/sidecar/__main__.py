@@ -33,7 +33,7 @@ def main() -> int:
     directory = Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
     try:
         config = _load(directory)
-        # Requests leave no cycles behind, and a full collection would walk through all cached entries within one request.
+        # Requests leave no cycles behind, and a full collection would walk through all cached entries at one go.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
