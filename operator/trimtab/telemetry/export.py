@@ -15,7 +15,7 @@ DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS = 512.0, 128.0
 def read_traffic(
     prometheus: Prometheus, labels: Labels, key: Key, start: float, end: float, step_s: int
 ) -> list[Reading]:
-    """Readings in ascending order; empty when Prometheus knows none. Three range queries.
+    """Readings in ascending order; empty when Prometheus knows none. Four range queries.
 
     Lengths are those of requests that reached the engine, counted by the sidecar; steps without them take the mean of
     all steps.

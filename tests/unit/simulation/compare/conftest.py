@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ STEP = StepCoefficients(const_ms=11.0, per_sequence_ms=0.042, per_kv_token_ms=8.
 SLO = SloTargets(ttft={0.99: 2.0}, tpot={0.99: 0.06})
 
 
-def make_trace(rates: list[float], seed: int = 0) -> Trace:
+def _trace(rates: list[float], seed: int = 0) -> Trace:
     """Poisson arrivals, one rate a minute; 1024 tokens in, 256 out."""
     rng = np.random.default_rng(seed)
     times = np.concatenate([np.sort(60 * i + rng.random(rng.poisson(rate * 60)) * 60) for i, rate in enumerate(rates)])
@@ -20,7 +22,7 @@ def make_trace(rates: list[float], seed: int = 0) -> Trace:
     return from_columns("made", times, *lengths, Source("memory", ""), span_s=60.0 * len(rates))
 
 
-def make_view(**changes: object) -> View:
+def _view(**changes: object) -> View:
     """Two ready replicas at half of their limit."""
     values = {
         "time": 600.0,
@@ -51,3 +53,18 @@ def site() -> Site:
 @pytest.fixture
 def objectives() -> Objectives:
     return Objectives(slo=SLO, max_replicas=100, engine_concurrency=64, step=STEP, planned_limit=64)
+
+
+@pytest.fixture(scope="session")
+def make_trace() -> Callable[..., Trace]:
+    return _trace
+
+
+@pytest.fixture
+def make_view() -> Callable[..., View]:
+    return _view
+
+
+@pytest.fixture
+def slo() -> SloTargets:
+    return SLO

@@ -1,7 +1,5 @@
 """Each baseline does what its source documents."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,15 +7,8 @@ import pytest
 from trimtab.simulation.compare.baselines import Apa, Hpa, Kpa, KubeAi, LlmdSlo, Static, WvaSaturation, WvaToken
 from trimtab.simulation.compare.forecasting import Dynamo, SageServe
 
-_SPEC = importlib.util.spec_from_file_location("compare_conftest", Path(__file__).with_name("conftest.py"))
-assert _SPEC is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-assert _SPEC.loader is not None
-_SPEC.loader.exec_module(_MODULE)
-make_view: Any = _MODULE.make_view
 
-
-def test_static_never_moves() -> None:
+def test_static_never_moves(make_view: Any) -> None:
     assert Static(7).replicas(make_view(running=1e6)) == 7
 
 
@@ -29,11 +20,11 @@ def test_static_never_moves() -> None:
         pytest.param(2 * 0.8 * 32 * 10, 6, id="at most four pods or double at once"),
     ],
 )
-def test_hpa_scales_up_at_once(running: float, expected: int) -> None:
+def test_hpa_scales_up_at_once(running: float, expected: int, make_view: Any) -> None:
     assert Hpa(0.8).replicas(make_view(running=running)) == expected
 
 
-def test_hpa_scales_down_by_the_highest_wish_of_five_minutes() -> None:
+def test_hpa_scales_down_by_the_highest_wish_of_five_minutes(make_view: Any) -> None:
     hpa = Hpa(0.8)
     hpa.replicas(make_view(ready=4, running=4 * 0.8 * 32))
     wishes = [hpa.replicas(make_view(ready=4, running=0.8 * 32)) for _ in range(21)]
@@ -41,11 +32,11 @@ def test_hpa_scales_down_by_the_highest_wish_of_five_minutes() -> None:
     assert wishes[20] == 1
 
 
-def test_hpa_keeps_its_floor() -> None:
+def test_hpa_keeps_its_floor(make_view: Any) -> None:
     assert Hpa(0.8, floor=5).replicas(make_view(running=0.0)) == 5
 
 
-def test_kpa_panics_on_twice_the_ready_capacity_and_does_not_shrink_in_panic() -> None:
+def test_kpa_panics_on_twice_the_ready_capacity_and_does_not_shrink_in_panic(make_view: Any) -> None:
     kpa = Kpa(0.7)
     panic = kpa.replicas(make_view(time=15.0, running=5 * 0.7 * 32))
     assert panic >= 5
@@ -55,7 +46,7 @@ def test_kpa_panics_on_twice_the_ready_capacity_and_does_not_shrink_in_panic() -
     assert calm < panic
 
 
-def test_kubeai_averages_ten_minutes_and_waits_before_the_first_step_down() -> None:
+def test_kubeai_averages_ten_minutes_and_waits_before_the_first_step_down(make_view: Any) -> None:
     kubeai = KubeAi(1.0)
     for _ in range(40):
         kubeai.replicas(make_view(running=64.0))
@@ -64,12 +55,12 @@ def test_kubeai_averages_ten_minutes_and_waits_before_the_first_step_down() -> N
     assert [again.replicas(make_view(ready=4, running=32.0)) for _ in range(2)] == [4, 1]
 
 
-def test_apa_doubles_at_most_and_uses_the_lowest_wish_when_it_shrinks() -> None:
+def test_apa_doubles_at_most_and_uses_the_lowest_wish_when_it_shrinks(make_view: Any) -> None:
     assert Apa(0.8).replicas(make_view(running=2 * 0.8 * 32 * 5)) == 4
     assert Apa(0.8).replicas(make_view(ready=8, running=0.0)) == 4
 
 
-def test_wva_saturation_moves_one_a_minute_and_not_while_one_is_on_its_way() -> None:
+def test_wva_saturation_moves_one_a_minute_and_not_while_one_is_on_its_way(make_view: Any) -> None:
     wva = WvaSaturation()
     full = {"running": 2 * 32.0, "waiting": 20.0}
     assert wva.replicas(make_view(**full)) == 3
@@ -79,19 +70,19 @@ def test_wva_saturation_moves_one_a_minute_and_not_while_one_is_on_its_way() -> 
     assert wva.replicas(make_view(ready=2, running=40.0)) == 2, "one alone would be full"
 
 
-def test_wva_token_sizes_the_jump_and_counts_what_is_pending() -> None:
+def test_wva_token_sizes_the_jump_and_counts_what_is_pending(make_view: Any) -> None:
     wva = WvaToken()
     assert wva.replicas(make_view(running=64.0, waiting=108.8)) == 7
     assert wva.replicas(make_view(running=64.0, waiting=108.8, pending=5)) == 7
     assert wva.replicas(make_view(ready=8, running=1.4 * 32)) == 2
 
 
-def test_llmd_divides_the_arrivals_by_what_one_replica_can_keep() -> None:
+def test_llmd_divides_the_arrivals_by_what_one_replica_can_keep(make_view: Any) -> None:
     assert LlmdSlo().replicas(make_view(arrivals_per_s=9.0)) == 3
 
 
 @pytest.mark.parametrize("predictor", ["constant", "kalman", "arima"])
-def test_dynamo_provisions_the_predicted_mean_every_three_minutes(predictor: Any) -> None:
+def test_dynamo_provisions_the_predicted_mean_every_three_minutes(predictor: Any, make_view: Any) -> None:
     dynamo = Dynamo(predictor)
     assert dynamo.replicas(make_view(time=15.0, arrivals_per_s=100.0)) == 2
     for tick in range(1, 12 * 20):
@@ -100,7 +91,7 @@ def test_dynamo_provisions_the_predicted_mean_every_three_minutes(predictor: Any
     assert dynamo.replicas(make_view(time=12 * 20 * 15.0 + 180, arrivals_per_s=12.0)) in (3, 4)
 
 
-def test_dynamos_trend_models_run_ahead_of_a_ramp() -> None:
+def test_dynamos_trend_models_run_ahead_of_a_ramp(make_view: Any) -> None:
     ahead = {}
     for predictor in ("constant", "kalman", "arima"):
         dynamo = Dynamo(predictor)  # type: ignore[arg-type]
@@ -110,7 +101,7 @@ def test_dynamos_trend_models_run_ahead_of_a_ramp() -> None:
     assert ahead["arima"] >= ahead["constant"]
 
 
-def test_sageserve_drifts_one_at_a_time_and_overrides_on_a_surge() -> None:
+def test_sageserve_drifts_one_at_a_time_and_overrides_on_a_surge(make_view: Any) -> None:
     sage = SageServe()
     assert sage.replicas(make_view(time=60.0, ready=3, running=2.0, arrivals_per_s=1.0)) == 2
     calm = {"ready": 3, "running": 60.0, "arrivals_per_s": 1.0}

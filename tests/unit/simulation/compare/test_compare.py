@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,8 @@ from trimtab.simulation.compare.ours import Trimtab
 from trimtab.simulation.compare.report import attainment, best_tuned, default_policies, entry, play, prepare, tuned_grid
 from trimtab.tuning.types import Lever, Objectives
 
-_SPEC = importlib.util.spec_from_file_location("compare_conftest", Path(__file__).with_name("conftest.py"))
-assert _SPEC is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-assert _SPEC.loader is not None
-_SPEC.loader.exec_module(_MODULE)
-make_trace: Any = _MODULE.make_trace
-SLO: Any = _MODULE.SLO
 
-
-def test_below_capacity_nobody_waits_and_the_batch_follows_littles_law(site: Site) -> None:
+def test_below_capacity_nobody_waits_and_the_batch_follows_littles_law(site: Site, make_trace: Any) -> None:
     load = Load(make_trace([0.5 * site.capacity()] * 30), site)
     played = run(load, site, Static(1), 1, 300)
     assert float(np.median(played.ttft_s)) == pytest.approx(site.model.prefill_s + played.tpot_s[-1], rel=0.5)
@@ -33,14 +24,14 @@ def test_below_capacity_nobody_waits_and_the_batch_follows_littles_law(site: Sit
     assert batch == pytest.approx(rate * site.model.latency(batch), rel=0.15)
 
 
-def test_beyond_capacity_the_wait_grows_with_the_backlog(site: Site) -> None:
+def test_beyond_capacity_the_wait_grows_with_the_backlog(site: Site, make_trace: Any) -> None:
     load = Load(make_trace([1.5 * site.capacity()] * 20), site)
     played = run(load, site, Static(1), 1, 0)
     # After T seconds at 1.5 times the capacity, T/2 seconds of work wait.
     assert float(played.ttft_s[-1]) == pytest.approx(0.5 * 1200, rel=0.1)
 
 
-def test_boots_and_drains_are_paid(site: Site) -> None:
+def test_boots_and_drains_are_paid(site: Site, make_trace: Any) -> None:
     class Once:
         name = "once"
 
@@ -56,7 +47,7 @@ def test_boots_and_drains_are_paid(site: Site) -> None:
     assert int(played.ready[60 + site.cold_start_s + 5]) == 3
 
 
-def test_long_requests_weigh_more(site: Site) -> None:
+def test_long_requests_weigh_more(site: Site, make_trace: Any) -> None:
     trace = make_trace([1.0] * 10)
     load = Load(trace, site)
     assert load.arrivals.sum() == pytest.approx(len(trace))
@@ -67,13 +58,15 @@ def test_long_requests_weigh_more(site: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def wave() -> Any:
+def wave(make_trace: Any) -> Any:
     minutes = np.arange(180)
     return make_trace((12 - 8 * np.cos(2 * np.pi * minutes / 180)).tolist())
 
 
-def test_the_optimum_is_kept_to_and_nobody_who_keeps_the_objective_beats_its_lower_bound(wave: Any, site: Site) -> None:
-    scenario = prepare(wave, site, SLO, 0.99)
+def test_the_optimum_is_kept_to_and_nobody_who_keeps_the_objective_beats_its_lower_bound(
+    wave: Any, site: Site, slo: Any
+) -> None:
+    scenario = prepare(wave, site, slo, 0.99)
     assert scenario.optimum.low_hours <= scenario.optimum.high_hours < float("inf")
     for policy in (Static(8), Hpa(0.6), Hpa(0.8), Hpa(1.0)):
         played = play(scenario, policy)
@@ -82,9 +75,9 @@ def test_the_optimum_is_kept_to_and_nobody_who_keeps_the_objective_beats_its_low
 
 
 def test_the_operators_own_functions_keep_the_objective_on_a_wave(
-    wave: Any, site: Site, objectives: Objectives
+    wave: Any, site: Site, objectives: Objectives, slo: Any
 ) -> None:
-    scenario = prepare(wave, site, SLO, 0.99)
+    scenario = prepare(wave, site, slo, 0.99)
     ours = Trimtab(objectives)
     played = play(scenario, ours)
     assert scenario.attained(played) >= 0.99
@@ -92,22 +85,22 @@ def test_the_operators_own_functions_keep_the_objective_on_a_wave(
     assert any(decision.lever is Lever.REPLICAS for decision in ours.decisions)
 
 
-def test_runs_are_reproducible(wave: Any, site: Site, objectives: Objectives) -> None:
-    scenario = prepare(wave, site, SLO, 0.99)
+def test_runs_are_reproducible(wave: Any, site: Site, objectives: Objectives, slo: Any) -> None:
+    scenario = prepare(wave, site, slo, 0.99)
     first, second = (play(scenario, Trimtab(objectives)) for _ in range(2))
     assert first.paid.tolist() == second.paid.tolist()
 
 
-def test_tuning_a_baseline_finds_its_cheapest_setting_that_keeps_the_objective(wave: Any, site: Site) -> None:
-    scenario = prepare(wave, site, SLO, 0.99)
+def test_tuning_a_baseline_finds_its_cheapest_setting_that_keeps_the_objective(wave: Any, site: Site, slo: Any) -> None:
+    scenario = prepare(wave, site, slo, 0.99)
     best = best_tuned(scenario, tuned_grid(scenario)["static"])
-    assert attainment(best, SLO) >= 0.99
+    assert attainment(best, slo) >= 0.99
     smaller = Static(int(best.ready[-1]) - 1)
-    assert attainment(play(scenario, smaller), SLO) < 0.99
+    assert attainment(play(scenario, smaller), slo) < 0.99
 
 
-def test_a_report_entry_has_the_stable_keys(wave: Any, site: Site, objectives: Objectives) -> None:
-    scenario = prepare(wave, site, SLO, 0.99)
+def test_a_report_entry_has_the_stable_keys(wave: Any, site: Site, objectives: Objectives, slo: Any) -> None:
+    scenario = prepare(wave, site, slo, 0.99)
     row = entry(scenario, "hpa", play(scenario, default_policies(objectives)["hpa"]()), gpus=2)
     keys = {"name", "sloAttainment", "gpuHours", "costRatioToOracle", "p50", "p95", "p99", "scaleEvents", "rejected"}
     assert set(row) == keys | {"errors"}
