@@ -97,6 +97,7 @@ class Admin:
         return status, _JSON, json.dumps({"error": REASONS[status]}).encode()
 
     async def _metrics(self) -> Answer:
+        self._gateway.settle_all()
         return 200, _TEXT, self._gateway.metrics.text().encode()
 
     async def _healthz(self) -> Answer:
@@ -145,6 +146,7 @@ class Admin:
 
     async def _clear(self) -> Answer:
         parts = self._gateway.parts
+        self._gateway.settle_all()
         dropped = parts.memory.clear() if parts.memory is not None else 0
         if parts.remote is not None:
             await parts.remote.clear()

@@ -110,6 +110,9 @@ class Exchange:
             self.cache = "miss" if control.write else "bypass"
             self._fly(key if control.write else None)
             return
+        just_ended = self.gateway.unsettled_by_key.get(key.digest)
+        if just_ended is not None:
+            just_ended.settle()
         memory = self.gateway.parts.memory
         entry = memory.get(key, time()) if memory is not None else None
         if entry is not None and self.gateway.acceptable(entry, control, time()):

@@ -63,6 +63,7 @@ class Flight:
         self._watch: StreamWatch | None = None
         self._held: bytes | None = None
         self._tail = b""
+        self._settlement: tuple[float, float, float] | None = None  # begin and end, and the end by the calendar
         self._paused = False
         self._healthy = False  # the engine generates
         self.over = False
@@ -216,8 +217,8 @@ class Flight:
         self._end()
         for exchange in list(self.subscribers):
             exchange.deliver(self, data, True)
-        # uvloop sends what was written at the end of this turn: what the clients need not wait for comes in the next.
-        self.gateway.loop.call_soon(self._account, start, now)
+        self._settlement = (start, now, time())
+        self.gateway.settle_later(self)
 
     def _open(self, head: ResponseHead) -> None:
         self.response = head
@@ -307,8 +308,12 @@ class Flight:
             else:
                 exchange.fail(failure)
 
-    def _account(self, start: float, now: float) -> None:
-        """Measure the finished answer and keep it if it may be kept."""
+    def settle(self) -> None:
+        """Measure the finished answer and keep it if it may be kept: nothing a client has to wait for. Idempotent."""
+        if self._settlement is None:
+            return
+        (start, now, created), self._settlement = self._settlement, None
+        self.gateway.settled(self)
         head = self.response
         if head is None:
             return
@@ -321,7 +326,7 @@ class Flight:
             return
         low = [(name.lower(), value) for name, value in head.headers]
         ttl = self.gateway.config.cache.exact.ttl_seconds
-        entry = make(self.call, head.status, low, b"".join(self.recorded), now=time(), ttl=ttl)
+        entry = make(self.call, head.status, low, b"".join(self.recorded), now=created, ttl=ttl)
         if isinstance(entry, Rejected):
             self.gateway.metrics.not_stored.add(entry.reason)
         else:

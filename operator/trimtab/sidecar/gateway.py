@@ -31,6 +31,8 @@ from trimtab.sidecar.interfaces import (
 from trimtab.sidecar.metrics import Buckets, Metrics
 from trimtab.sidecar.sidecall import SideCaller
 
+SETTLE_DELAY = 0.002  # seconds
+
 
 @dataclass(slots=True)
 class Parts:
@@ -58,6 +60,8 @@ class Gateway:
         self.admission = Admission(self._bounds(Live()))
         self.flights: dict[bytes, Flight] = {}
         self.flying: set[Flight] = set()
+        self.unsettled: dict[Flight, None] = {}
+        self.unsettled_by_key: dict[bytes, Flight] = {}
         self.clients: set[ClientConnection] = set()
         self.active = 0  # exchanges
         self.buffered = 0  # bytes of request bodies held
@@ -170,6 +174,25 @@ class Gateway:
         if flight.shared and flight.key is not None and self.flights.get(flight.key.digest) is flight:
             del self.flights[flight.key.digest]
 
+    def settle_later(self, flight: Flight) -> None:
+        """Keep and measure a finished answer when there is a moment: what is being forwarded goes first."""
+        self.unsettled[flight] = None
+        if flight.key is not None:
+            self.unsettled_by_key[flight.key.digest] = flight
+        if len(self.unsettled) == 1:
+            self.loop.call_later(SETTLE_DELAY, self.settle_all)
+
+    def settled(self, flight: Flight) -> None:
+        """A flight has been kept and measured."""
+        self.unsettled.pop(flight, None)
+        if flight.key is not None and self.unsettled_by_key.get(flight.key.digest) is flight:
+            del self.unsettled_by_key[flight.key.digest]
+
+    def settle_all(self) -> None:
+        """Nothing stays unsettled."""
+        for flight in list(self.unsettled):
+            flight.settle()
+
     async def find_remote(self, key: Key, call: Call) -> Entry | None:
         """Ask Redis, then the semantic tier. What Redis has is kept in memory too."""
         if self.parts.remote is not None:
@@ -207,6 +230,7 @@ class Gateway:
             client.abort()
         for flight in list(self.flying):
             flight.cancel()
+        self.settle_all()
         for task in list(self._tasks):
             task.cancel()
         await self.engine.close()
