@@ -8,6 +8,9 @@ scrapes.
 import re
 from dataclasses import dataclass
 
+from trimtab.engines.base import Signal
+from trimtab.engines.registry import ENGINES
+
 _LABEL = re.compile(r"^[a-zA-Z_][a-zA-Z0-9_]*$")
 
 
@@ -53,13 +56,26 @@ def tick_queries(labels: Labels, window_s: int, recent_s: int = 30) -> dict[str,
         "age": f"max {by} (time() - timestamp(trimtab_limit{{{known}}}))",
         "wait_sum": f"sum {by} (rate(trimtab_queue_wait_seconds_sum{{{known}}}{window}))",
         "wait_count": f"sum {by} (rate(trimtab_queue_wait_seconds_count{{{known}}}{window}))",
-        "step": f'sum {by} (rate(tgi_batch_inference_duration_sum{{{known}, method="decode"}}{window}))'
-        f' / sum {by} (rate(tgi_batch_inference_duration_count{{{known}, method="decode"}}{window}))',
+        "step": _engine_mean(Signal.DECODE_STEP_SECONDS, labels, window),
     }
     for name, metric in HISTOGRAMS.items():
         queries[f"{name}_buckets"] = f"sum {labels.group('le')} (rate({metric}_bucket{engine}{window}))"
         queries[f"{name}_sum"] = f"sum {by} (rate({metric}_sum{engine}{window}))"
     return queries
+
+
+def _engine_mean(signal: Signal, labels: Labels, window: str) -> str:
+    """Mean of a histogram that each engine calls by a name of its own; a deployment has one engine."""
+    by = labels.group()
+    means: list[str] = []
+    for name in sorted(ENGINES):
+        metric = ENGINES[name].metrics.get(signal)
+        if metric is None:
+            continue
+        matchers = ", ".join(part for part in (f'{labels.deployment}!=""', metric.selector) if part)
+        total, count = (f"sum {by} (rate({metric.name}_{part}{{{matchers}}}{window}))" for part in ("sum", "count"))
+        means.append(f"{total} / {count}")
+    return " or ".join(means)
 
 
 HISTOGRAMS = {
