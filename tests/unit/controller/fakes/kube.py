@@ -1,10 +1,9 @@
-"""An API server in memory: server-side apply with owned fields, resource versions, watches that replay, faults."""
+"""An API server in memory: server-side apply with owned fields, resource versions, events, faults."""
 
-import asyncio
 import copy
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +57,12 @@ class FakeKube:
     """KubeClient in memory.
 
     `crash_after`: raise CrashError once that many writes were stored. `fault`: called before each call, may return a
-    failure to raise. `lag`: watchers see nothing before `deliver` is called.
+    failure to raise. Listeners get every event; the world of the tests loses, delays and reorders them.
     """
 
     objects: dict[Ref, Manifest] = field(default_factory=dict)
     applied: dict[tuple[Ref, str, str], Manifest] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
-    history: list[WatchEvent] = field(default_factory=list)
     listeners: list[Callable[[WatchEvent], None]] = field(default_factory=list)
     crash_after: int | None = None
     fault: Callable[[Call], ApiFailure | None] = lambda _call: None
@@ -79,18 +77,6 @@ class FakeKube:
     def stored(self, kind: Kind, namespace: str, name: str) -> Manifest:
         """One object as stored."""
         return self.objects[Ref(kind, namespace, name)]
-
-    async def watch(self, kind: Kind, since: int) -> AsyncIterator[WatchEvent]:
-        """All that happened to a kind after a resource version, then what happens from now on."""
-        fresh: asyncio.Queue[WatchEvent] = asyncio.Queue()
-        self.listeners.append(fresh.put_nowait)
-        for event in [*self.history]:
-            if event.kind == kind and int(event.object["metadata"]["resourceVersion"]) > since:
-                yield event
-        while True:
-            event = await fresh.get()
-            if event.kind == kind:
-                yield event
 
     async def get(self, ref: Ref) -> Manifest:
         self._begin(Call("get", ref))
@@ -225,7 +211,6 @@ class FakeKube:
         return copy.deepcopy(stored)
 
     def _emit(self, event: WatchEvent) -> None:
-        self.history.append(event)
         for listener in self.listeners:
             listener(event)
 

@@ -1,5 +1,6 @@
 """A whole operator around the fake API server, driven step by step."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from trimtab.controller.book import Book
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.decided import Choice, asked_of
 from trimtab.controller.events import Events
+from trimtab.controller.kube import Listing
 from trimtab.controller.objects import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -131,6 +133,8 @@ class World:
     woken: list[Key | None] = field(default_factory=list)
     deaf: bool = False
     """The watches deliver nothing."""
+    missed: list[WatchEvent] = field(default_factory=list)
+    """What they would have delivered."""
 
     def __post_init__(self) -> None:
         self.kube.listeners.append(self._deliver)
@@ -154,12 +158,25 @@ class World:
         )
 
     def _deliver(self, event: WatchEvent) -> None:
-        if self.deaf or event.kind not in WATCHED_KINDS:
+        if event.kind not in WATCHED_KINDS:
             return
         if parent_of(event.kind, event.object) is None and event.kind.namespaced:
             return
+        if self.deaf:
+            self.missed.append(event)
+            return
+        self.hear(event)
+
+    def hear(self, event: WatchEvent) -> None:
+        """A watch delivers an event, perhaps late."""
         record = self.cache.remove if event.type == "DELETED" else self.cache.record
         record(event.kind, event.object)
+
+    def relist(self) -> None:
+        """The periodic listing of everything."""
+        for kind in WATCHED_KINDS:
+            found = [copy.deepcopy(item) for ref, item in self.kube.objects.items() if ref.kind == kind]
+            self.cache.replace_all(kind, Listing(tuple(found), self.kube.version))
 
     def create(self, spec: Mapping[str, Any] = SPEC, name: str = KEY.name) -> Manifest:
         """A user applies an LLMDeployment."""
