@@ -48,6 +48,10 @@ bench-planner: setup ## Plan the whole catalogue and print configurations a seco
 bench-sidecar: setup ## Measure the sidecar beside nginx, Starlette + httpx and LiteLLM (build/bench/sidecar.json)
 	$(BIN)/python benchmarks/bench_sidecar.py $(ARGS)
 
+.PHONY: bench-simulator
+bench-simulator: setup ## Print simulated seconds a second and what a streamed token of the simulated server costs
+	$(BIN)/python benchmarks/bench_simulator.py $(ARGS)
+
 .PHONY: crd
 crd: setup ## Regenerate crds/ (and the chart's copy) from the pydantic models
 	$(BIN)/trimtab crd > crds/llmdeployments.trimtab.dev.yaml

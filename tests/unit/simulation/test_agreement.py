@@ -30,11 +30,17 @@ def trace():
     return from_columns("short", times, inputs, outputs, Source("memory", "test"))
 
 
-@pytest.mark.parametrize("flags", ["--max-batch-prefill-tokens 512", "--max-batch-prefill-tokens 4096 --speculate 1"])
-async def test_simulator_and_server_agree_on_the_same_trace(trace, flags):
+@pytest.mark.parametrize(
+    ("gpu", "flags"),
+    [
+        pytest.param("L4", "--max-batch-prefill-tokens 512", id="chunked prompts on a slow GPU"),
+        pytest.param("A100-80GB", "--max-batch-prefill-tokens 4096 --speculate 1", id="whole prompts on a fast one"),
+    ],
+)
+async def test_simulator_and_server_agree_on_the_same_trace(trace, gpu, flags):
     arguments = parse_command([*FLAGS.split(), *flags.split()], {})
     model = load_catalogue().model("meta-llama/Llama-3.1-8B-Instruct")
-    launched = launch(arguments, {}, model, load_catalogue().gpu("L4"))
+    launched = launch(arguments, {}, model, load_catalogue().gpu(gpu))
     simulated = Fleet(FleetSettings(launched.settings, launched.times), from_trace(trace), Static()).run().records
     server = TestServer(make_app(launched, arguments, {}))
     await server.start_server()
