@@ -95,6 +95,18 @@ def _whole(index: int) -> tuple[Call, bytes]:
     return c, b"".join(events)
 
 
+def test_a_stream_must_end_with_an_empty_line() -> None:
+    c, events = answers.STREAMS[2]
+    whole = b"".join(events)
+    assert whole.endswith(b"data:[DONE]\n\n")
+    assert made(c, whole[:-2] + b"xx") == Rejected("incomplete")
+
+
+def test_a_choice_that_began_must_have_finished() -> None:
+    c, events = answers.STREAMS[2]
+    assert made(c, answers.event(answers.chunk("a", index=1)) + b"".join(events)) == Rejected("incomplete")
+
+
 def test_every_prompt_of_a_stream_must_have_finished() -> None:
     c, events = answers.STREAMS[4]
     assert isinstance(made(c, b"".join([*events[:3], events[4]])), Rejected)
