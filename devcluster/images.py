@@ -3,11 +3,12 @@
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from devcluster import build
-from devcluster.build import locked
+from devcluster.build import fresh_partial, locked
 from devcluster.paths import ROOT, cache_dir, content_key
 from devcluster.shell import find_tool, run, say
 
@@ -48,25 +49,42 @@ def project_archives() -> dict[str, Path]:
 
 
 def _project_archive(image: str, target: str, lock: str) -> Path:
-    source = ROOT / "operator" / "trimtab"
-    files = [ROOT / "images" / "Dockerfile", ROOT / "requirements" / lock, ROOT / "pyproject.toml"]
-    key = content_key(image, BASE_PACKAGES, source, *files)
-
-    def assemble() -> None:
-        base = _base_image()
-        context = cache_dir() / "context" / target
-        shutil.rmtree(context, ignore_errors=True)
-        (context / "wheels").mkdir(parents=True)
-        for wheel in _wheels(lock).iterdir():
-            os.link(wheel, context / "wheels" / wheel.name)
-        (context / "project").mkdir()
-        shutil.copytree(source, context / "project" / "trimtab", ignore=shutil.ignore_patterns("__pycache__"))
+    # The key is taken from a copy: the source may change while images are built.
+    with tempfile.TemporaryDirectory(dir=_made(cache_dir() / "context")) as folder:
+        context = Path(folder)
+        copy_source(target, context / "project" / "trimtab")
         shutil.copy(ROOT / "requirements" / lock, context / "requirements.txt")
-        arguments = ["--layers", "--pull-never", "--build-arg", f"BASE={base}", "--target", target, "-t", image]
-        dockerfile: list[str | Path] = ["-f", ROOT / "images" / "Dockerfile"]
-        _buildah("build", *arguments, *dockerfile, context)
+        shutil.copy(ROOT / "images" / "Dockerfile", context)
+        key = content_key(image, BASE_PACKAGES, context)
+        return _archive(image, key, lambda: _assemble(context, image, target, lock))
 
-    return _archive(image, key, assemble)
+
+def copy_source(target: str, destination: Path) -> None:
+    """The package as one image holds it: the sidecar imports nothing of it but itself, so nothing else is there."""
+    source = ROOT / "operator" / "trimtab"
+    ignore = shutil.ignore_patterns("__pycache__")
+    if target != "sidecar":
+        shutil.copytree(source, destination, ignore=ignore)
+        return
+    shutil.copytree(source / "sidecar", destination / "sidecar", ignore=ignore)
+    for file in ("__init__.py", "py.typed"):
+        if (source / file).exists():
+            shutil.copy(source / file, destination)
+
+
+def _assemble(context: Path, image: str, target: str, lock: str) -> None:
+    (context / "wheels").mkdir()
+    for wheel in _wheels(lock).iterdir():
+        os.link(wheel, context / "wheels" / wheel.name)
+    base = ["--build-arg", f"BASE={_base_image()}"]
+    _buildah("build", "--layers", "--pull-never", *base, "--target", target, "-t", image, context)
+    # Images that this one replaces; layers that others build upon stay.
+    _buildah("rmi", "--prune")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _wheels(lock: str) -> Path:
@@ -76,7 +94,7 @@ def _wheels(lock: str) -> Path:
     with locked(f"wheels-{lock}"):
         if not target.exists():
             say(f"downloading the wheels of requirements/{lock}")
-            partial = target.with_suffix(f".{os.getpid()}")
+            partial = fresh_partial(target)
             options = ["--require-hashes", "--only-binary=:all:", "--python-version=3.11", "--implementation=cp"]
             tags = [f"--abi={abi}" for abi in ("cp311", "abi3", "none")]
             tags += [f"--platform=manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)]
@@ -105,8 +123,7 @@ def _rootfs(packages: str) -> Path:
     with locked("rootfs"):
         if not target.exists():
             say(f"building a Debian base with {packages} (once)")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(f".{os.getpid()}.tar")
+            partial = fresh_partial(target).with_suffix(f".{os.getpid()}.tar")
             trim = [f"--dpkgopt=path-exclude={pattern}" for pattern in _TRIM]
             run([find_tool("mmdebstrap"), "--variant=minbase", f"--include={packages}", *trim, "bookworm", partial])
             partial.replace(target)
@@ -134,8 +151,7 @@ def _archive(image: str, key: str, assemble: Callable[[], None]) -> Path:
         if not target.exists():
             say(f"building the image {image}")
             assemble()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(f".{os.getpid()}")
+            partial = fresh_partial(target)
             _buildah("push", "-q", image, f"oci-archive:{partial}:{image}")
             partial.replace(target)
             _forget_older(image, key)
