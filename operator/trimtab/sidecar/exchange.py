@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from trimtab.sidecar.interfaces import BadBodyError, Call, ContextRefused, Entry
 if TYPE_CHECKING:
     from trimtab.sidecar.client import ClientConnection
     from trimtab.sidecar.gateway import Gateway
+
+log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 _MAX_LAG = 1024 * 1024
@@ -67,7 +70,13 @@ class Exchange:
         context = self.gateway.parts.context
         if context is None:
             return
-        outcome = await context.apply(call, self.head.scope)
+        try:
+            outcome = await context.apply(call, self.head.scope)
+        except Exception:  # a fault of ours: without an answer the client would wait for ever
+            log.exception("the context policy failed")
+            self.task = None
+            self.fail(Failure(500, "internal", "the context policy failed"))
+            return
         self.task = None
         if self._over:
             return
@@ -89,7 +98,11 @@ class Exchange:
         if keyer is None or head.keys is None:
             self._fly(None)
             return
-        key = keyer.key(call, head.scope, store_sampled=head.control.sampled or self.gateway.stores_sampled)
+        try:
+            key = keyer.key(call, head.scope, store_sampled=head.control.sampled or self.gateway.stores_sampled)
+        except Exception:  # a fault of the cache never costs an answer
+            log.exception("a request could not be keyed")
+            key = NotCacheable("internal")
         if memo:
             self.gateway.hits.remember(head, call.raw, key)
         self.key = key

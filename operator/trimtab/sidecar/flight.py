@@ -7,6 +7,7 @@ ends, or when the last subscriber has left.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from time import monotonic, time
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from trimtab.sidecar.observe import StreamWatch, json_timings, json_tokens, stre
 if TYPE_CHECKING:
     from trimtab.sidecar.exchange import Exchange
     from trimtab.sidecar.gateway import Gateway
+
+log = logging.getLogger(__name__)
 
 _HOLD_LIMIT = 64 * 1024
 RETRYABLE = frozenset({424, 429, 500, 502, 503, 504})
@@ -75,7 +78,11 @@ class Flight:
         self.task = self.gateway.spawn(self._lookup())
 
     async def _lookup(self) -> None:
-        entry = await self.gateway.find_remote(self.key, self.call) if self.key and self.call else None
+        try:
+            entry = await self.gateway.find_remote(self.key, self.call) if self.key and self.call else None
+        except Exception:  # a broken tier is a miss
+            log.exception("a tier failed")
+            entry = None
         self.task = None
         if self.cancelled:
             return
@@ -326,11 +333,15 @@ class Flight:
             return
         low = [(name.lower(), value) for name, value in head.headers]
         ttl = self.gateway.config.cache.exact.ttl_seconds
-        entry = make(self.call, head.status, low, b"".join(self.recorded), now=created, ttl=ttl)
-        if isinstance(entry, Rejected):
-            self.gateway.metrics.not_stored.add(entry.reason)
-        else:
-            self._store(self.key, self.call, entry)
+        try:
+            entry = make(self.call, head.status, low, b"".join(self.recorded), now=created, ttl=ttl)
+            if isinstance(entry, Rejected):
+                self.gateway.metrics.not_stored.add(entry.reason)
+            else:
+                self._store(self.key, self.call, entry)
+        except Exception:  # the client has its answer; a fault of the cache must not keep others from being settled
+            log.exception("an answer could not be kept")
+            self.gateway.metrics.not_stored.add("internal")
 
     def _store(self, key: Key, call: Call, entry: Entry) -> None:
         parts = self.gateway.parts
