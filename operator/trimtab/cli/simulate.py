@@ -15,9 +15,12 @@ from trimtab.plan.types import ServingPlan
 from trimtab.replay.readers import TraceFormatError
 from trimtab.replay.registry import Places, Selection, TraceNotFoundError, find_trace
 from trimtab.replay.trace import Trace
-from trimtab.simulation.compare.fluid import Site
+from trimtab.simulation.balancing import BalancerName
+from trimtab.simulation.compare.exact import ExactFleet
+from trimtab.simulation.compare.fluid import Load, Site
 from trimtab.simulation.compare.html import write_html
 from trimtab.simulation.compare.report import (
+    Player,
     best_tuned,
     default_policies,
     entry,
@@ -43,6 +46,14 @@ DEFAULT_POLICIES = ("trimtab", "hpa", "knative-kpa", "wva-token-v2", "dynamo-kal
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Days of the trace to play.")
 @click.option("--start", type=DURATION, help="Begin so far into the trace.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Mean requests/s, burstiness kept.")
+@click.option("--fluid", is_flag=True, help="Model flows instead of single requests: for traces of many days.")
+@click.option(
+    "--balancer",
+    type=click.Choice(["random", "round-robin", "least-outstanding"]),
+    default="random",
+    show_default=True,
+    help="How requests reach pods (a Service: random).",
+)
 @click.option("--cold-start", type=DURATION, default="2m", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--traces", type=click.Path(path_type=Path, file_okay=False), help="Folder of traces [TRIMTAB_TRACES].")
@@ -56,6 +67,8 @@ def command(
     days: float | None,
     start: float | None,
     rate: float | None,
+    fluid: bool,
+    balancer: BalancerName,
     cold_start: float,
     seed: int,
     traces: Path | None,
@@ -77,13 +90,23 @@ def command(
     unknown = sorted(set(wanted) - set(makers))
     if unknown:
         raise click.UsageError(f"unknown policy {', '.join(unknown)}: known are {', '.join(makers)}, all")
-    scenario = prepare(trace, site_of(trace, objectives), objectives.slo, percentile_of(objectives))
+    site = site_of(trace, objectives)
+
+    def exact(load: Load) -> Player:
+        return ExactFleet(plan, load, site, balancer, seed).run
+
+    scenario = prepare(trace, site, objectives.slo, percentile_of(objectives), None if fluid else exact)
     gpus = plan.option.gpus_per_replica
     runs = {policy: play(scenario, makers[policy]()) for policy in wanted}
     if tuned:
         grid = tuned_grid(scenario)
         runs |= {f"{policy} (tuned here)": best_tuned(scenario, settings) for policy, settings in grid.items()}
-    document = report(scenario, [entry(scenario, policy, played, gpus) for policy, played in runs.items()], gpus)
+    document = report(
+        scenario,
+        [entry(scenario, policy, played, gpus) for policy, played in runs.items()],
+        gpus,
+        "fluid fleet" if fluid else f"request-level fleet, {balancer} balancing",
+    )
     _print(document)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

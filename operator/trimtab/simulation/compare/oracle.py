@@ -6,12 +6,13 @@ and a drain. Levels are independent, so this is exact for the fluid problem (lay
 arXiv:1112.0442; discrete right-sizing, Albers and Quedenfeld, arXiv:1807.05112).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.simulation.compare.fluid import TICK_S, Load, Site, View, run
+from trimtab.simulation.compare.fluid import TICK_S, Load, Policy, Run, Site, View
 
 STRETCH = 1.03
 MAX_TRIES = 40
@@ -39,8 +40,19 @@ class _Schedule:
         return max(int(self.wanted[tick : tick + self.cold + 1].max(initial=1)), 1)
 
 
-def bounds(load: Load, site: Site, percentile: float, score_from_s: int, attained: object) -> Bounds:
-    """The interval; `attained(run)` gives the share of scored requests that kept the objective."""
+def bounds(
+    load: Load,
+    site: Site,
+    percentile: float,
+    score_from_s: int,
+    play: Callable[[Policy, int], Run],
+    attained: Callable[[Run], float],
+) -> Bounds:
+    """The interval.
+
+    `play(policy, start replicas)` plays a policy; `attained(run)` gives the share of scored requests that kept the
+    objective.
+    """
     windows = load.seconds // TICK_S
     need = load.need[: windows * TICK_S].reshape(windows, TICK_S).mean(axis=1)
     first = score_from_s // TICK_S
@@ -49,9 +61,8 @@ def bounds(load: Load, site: Site, percentile: float, score_from_s: int, attaine
     for _ in range(MAX_TRIES):
         levels = _levels(need * factor, percentile, first)
         schedule = _Schedule(_bridged(levels, site), site.cold_start_s // TICK_S)
-        played = run(load, site, schedule, max(int(levels[: first + 1].max(initial=1)), 1), score_from_s)
-        share = attained(played)  # type: ignore[operator]
-        if share >= percentile:
+        played = play(schedule, max(int(levels[: first + 1].max(initial=1)), 1))
+        if attained(played) >= percentile:
             return Bounds(min(low, played.replica_hours), played.replica_hours)
         factor *= STRETCH
     return Bounds(low, float("inf"))

@@ -16,6 +16,11 @@ class Trimtab:
         self.memory = Memory()
         self.decisions: list[Decision] = []
 
+    @property
+    def limit(self) -> int | None:
+        """The live limit decided last; fleets that can set it do."""
+        return self.memory.limit
+
     def replicas(self, view: View) -> int:
         """One tick."""
         served = min(view.arrivals_per_s, view.capacity * view.ready)

@@ -10,7 +10,7 @@ import numpy as np
 from trimtab.plan.types import SloTargets
 from trimtab.replay.trace import Trace
 from trimtab.simulation.compare import baselines, forecasting
-from trimtab.simulation.compare.fluid import Load, Policy, Run, Site, run
+from trimtab.simulation.compare.fluid import Floats, Load, Policy, Run, Site, run
 from trimtab.simulation.compare.oracle import Bounds, bounds
 from trimtab.simulation.compare.ours import Trimtab
 from trimtab.tuning.types import Objectives
@@ -31,6 +31,7 @@ class Scenario:
     percentile: float
     start_replicas: int
     optimum: Bounds
+    player: "Player"
 
     def attained(self, played: Run) -> float:
         """Share of the scored requests within the objective's strictest bound of each metric."""
@@ -47,21 +48,35 @@ def attainment(played: Run, slo: SloTargets) -> float:
     return float(scored.mean()) if len(scored) else 1.0
 
 
-def prepare(trace: Trace, site: Site, slo: SloTargets, percentile: float) -> Scenario:
-    """Everything that all policies share, the clairvoyant optimum included."""
+Player = Callable[[Policy, int, int], Run]
+"""(policy, replicas at the start, second from which requests are scored) → run"""
+
+
+def prepare(
+    trace: Trace, site: Site, slo: SloTargets, percentile: float, make_player: Callable[[Load], Player] | None = None
+) -> Scenario:
+    """Everything that all policies share, the clairvoyant optimum included; the fluid fleet unless told otherwise."""
     load = Load(trace, site)
+    player: Player = make_player(load) if make_player else partial(run, load, site)
     warm = min(WARM_UP_S, load.seconds // 4)
     window = load.need[:warm]
     peak = float(np.convolve(window, np.ones(15) / 15, mode="valid").max(initial=1.0)) if len(window) >= 15 else 1.0
     start = max(int(np.ceil(peak)), 1)
-    found = bounds(load, site, percentile, warm, lambda played: attainment(played, slo))
-    return Scenario(trace, load, site, slo, percentile, start, found)
+    found = bounds(
+        load,
+        site,
+        percentile,
+        warm,
+        lambda policy, replicas: player(policy, replicas, warm),
+        lambda played: attainment(played, slo),
+    )
+    return Scenario(trace, load, site, slo, percentile, start, found, player)
 
 
 def play(scenario: Scenario, policy: Policy) -> Run:
     """One policy, from the common warm start."""
     warm = min(WARM_UP_S, scenario.load.seconds // 4)
-    return run(scenario.load, scenario.site, policy, scenario.start_replicas, warm)
+    return scenario.player(policy, scenario.start_replicas, warm)
 
 
 Maker = Callable[[], Policy]
@@ -129,14 +144,21 @@ def entry(scenario: Scenario, name: str, played: Run, gpus: int) -> dict[str, An
     scored = played.scored
     for percentile in (50, 95, 99):
         document[f"p{percentile}"] = {
-            key: round(float(np.percentile(values[scored], percentile)) * 1000.0, 2)
+            key: _percentile_ms(values[scored], percentile)
             for key, values in (("ttftMs", played.ttft_s), ("tpotMs", played.tpot_s), ("latencyMs", played.latency_s))
         }
-    document.update(scaleEvents=played.scale_events, rejected=0, errors=0)
+    lost = int((~np.isfinite(played.ttft_s[scored])).sum())
+    document.update(scaleEvents=played.scale_events, rejected=0, errors=lost)
     return document
 
 
-def report(scenario: Scenario, entries: Sequence[dict[str, Any]], gpus: int) -> dict[str, Any]:
+def _percentile_ms(values: Floats, percentile: int) -> float | None:
+    """Of answered requests; None when there are none."""
+    known = values[np.isfinite(values)]
+    return round(float(np.percentile(known, percentile)) * 1000.0, 2) if len(known) else None
+
+
+def report(scenario: Scenario, entries: Sequence[dict[str, Any]], gpus: int, model: str) -> dict[str, Any]:
     """The whole report.json."""
     return {
         "trace": scenario.trace.name,
@@ -152,7 +174,7 @@ def report(scenario: Scenario, entries: Sequence[dict[str, Any]], gpus: int) -> 
             if targets
         },
         "coldStartSeconds": scenario.site.cold_start_s,
-        "model": "fluid fleet",
+        "model": model,
         "oracle": {
             "gpuHoursLow": round(scenario.optimum.low_hours * gpus, 3),
             "gpuHoursHigh": round(scenario.optimum.high_hours * gpus, 3),
