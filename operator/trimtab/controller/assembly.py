@@ -171,13 +171,16 @@ class Operator:
             done, _ = await asyncio.wait({queue, *loops, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 _raise_failure(task)
+            if watching in done and not self._stop.is_set():
+                raise OperatorFailedError("the watches ended")
         finally:
             self.metrics.leading.set(0)
             for task in (*loops, stopping):
                 await _end(task)
-            # What is being written is finished; what waits is left to the next process.
+            # What is being written is finished, unless another process may already write; what waits is left to it.
             self.queue.close()
-            await asyncio.wait({queue}, timeout=_DRAIN_SECONDS)
+            if self._stop.is_set():
+                await asyncio.wait({queue}, timeout=_DRAIN_SECONDS)
             await _end(queue)
 
     async def _unless_stopped(self, task: asyncio.Task[None], *others: asyncio.Task[None]) -> bool:

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from trimtab.controller.objects import Key
@@ -16,6 +23,8 @@ class Metrics:
     """All series, in a registry of their own; their number does not grow with the number of LLMDeployments."""
 
     def __init__(self) -> None:
+        # They double the number of series and nobody asks for them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._visits = Counter(
             "trimtab_reconcile_total", "Visits of LLMDeployments by result.", ["result"], registry=self.registry

@@ -17,9 +17,18 @@ Fetch = Callable[[str, str | None], ModelFacts]
 """Model id and revision → facts; blocking; raises HubError or InvalidSpecError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why there are no facts."""
+
+    why: str
+    pending: bool = False
+    """The answer is on its way."""
+
+
 @dataclass(slots=True)
 class _Answer:
-    found: ModelFacts | str
+    found: ModelFacts | Missing
     asked_at: float
     pending: bool = False
 
@@ -37,14 +46,14 @@ class ModelFinder:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARALLEL))
 
-    def find(self, model_id: str, revision: str | None) -> ModelFacts | str:
-        """The facts, or a sentence that says why there are none (yet)."""
+    def find(self, model_id: str, revision: str | None) -> ModelFacts | Missing:
+        """The facts, or why there are none (yet)."""
         key, now = (model_id, revision), self.clock.monotonic()
         known = self._answers.get(key)
         if known is None:
-            known = self._answers[key] = _Answer("the Hub is being asked", now)
+            known = self._answers[key] = _Answer(Missing("the Hub is being asked", pending=True), now)
             self._ask(key, known)
-        elif isinstance(known.found, str) and not known.pending and now - known.asked_at > self.retry_seconds:
+        elif isinstance(known.found, Missing) and not known.pending and now - known.asked_at > self.retry_seconds:
             known.asked_at = now
             self._ask(key, known)
         return known.found
@@ -68,7 +77,7 @@ class ModelFinder:
             async with self._slots:
                 answer.found = await asyncio.to_thread(self.fetch, *key)
         except (HubError, InvalidSpecError) as unknown:
-            answer.found = str(unknown)
+            answer.found = Missing(str(unknown))
             _log.warning("model %s: %s", key[0], unknown)
         finally:
             answer.pending = False

@@ -9,7 +9,7 @@ from trimtab.api.status import MAX_REJECTED_OPTIONS
 from trimtab.catalog.catalogue import Catalogue
 from trimtab.catalog.models import ModelFacts
 from trimtab.controller.decided import Choice, asked_of
-from trimtab.controller.modelfacts import ModelFinder
+from trimtab.controller.modelfacts import Missing, ModelFinder
 from trimtab.controller.objects import Manifest
 from trimtab.controller.seams import Planned
 from trimtab.engines.registry import ENGINES, get_engine
@@ -58,8 +58,9 @@ class CachedPlanner:
             known = ", ".join(sorted(ENGINES))
             return Planned(None, problem=f"spec.engine.type: no such engine here (allowed: {known})")
         facts = self._facts(spec)
-        if isinstance(facts, str):
-            return Planned(None, problem=f"spec.model.id: {spec.model.id} is not in the catalogue: {facts}")
+        if isinstance(facts, Missing):
+            problem = f"spec.model.id: {spec.model.id} is not in the catalogue: {facts.why}"
+            return Planned(None, problem=problem, pending=facts.pending)
         asked = asked_of(spec)
         seen = gpus_of(nodes, spec.hardware.node_selector) if self._nodes_known else None
         fresh = self._result(spec, seen, facts)
@@ -77,8 +78,8 @@ class CachedPlanner:
         # Recorded under the original question: asked again tomorrow, the choice must still be found.
         return _planned(asked, pinned, instead_of=fresh.plan)
 
-    def _facts(self, spec: LLMDeploymentSpec) -> ModelFacts | str | None:
-        """Facts from outside the catalogue; None: not needed or not to be had; a sentence: not now."""
+    def _facts(self, spec: LLMDeploymentSpec) -> ModelFacts | Missing | None:
+        """Facts from outside the catalogue; None: not needed or not to be had."""
         name = spec.model.id
         if self._finder is None or name is None or name.startswith("pvc://"):
             return None

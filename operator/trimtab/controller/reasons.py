@@ -26,6 +26,7 @@ class Reason(StrEnum):
     PARTLY_SERVING = "PartlyServing"
     INVALID_SPEC = "InvalidSpec"
     NO_FEASIBLE_PLAN = "NoFeasiblePlan"
+    LOOKING_UP_MODEL = "LookingUpModel"
     PLANNED = "Planned"
     PAUSED = "Paused"
     NOT_PAUSED = "NotPaused"

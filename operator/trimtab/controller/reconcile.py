@@ -213,6 +213,7 @@ class Reconciler:
             min_replicas=wanted.spec.scaling.min_replicas if wanted.spec else 1,
             invalid=wanted.invalid,
             infeasible=planned.problem if planned else "",
+            planning=planned.pending if planned else False,
             plan_summary=planned.summary if planned else "",
             failure=failure_of(error) if error is not None else None,
             paused=observed.paused,

@@ -20,6 +20,8 @@ class Planned:
     choice: Choice | None = None
     problem: str = ""
     """Why there is no plan, with the nearest options; empty: there is one."""
+    pending: bool = False
+    """There will be an answer without anybody doing anything."""
     summary: str = ""
     """One sentence about what was chosen."""
     report: Mapping[str, Any] = field(default_factory=dict)

@@ -52,6 +52,8 @@ class Facts:
     """Sentences about what is wrong with the spec; empty: nothing."""
     infeasible: str = ""
     """Why no plan exists; empty: there is one."""
+    planning: bool = False
+    """The planner waits for facts about the model; `infeasible` says so."""
     plan_summary: str = ""
     failure: Failure | None = None
     paused: bool = False
@@ -67,7 +69,8 @@ class Facts:
         if self.invalid:
             return Finding("False", Reason.INVALID_SPEC, f"{_sentence(self.invalid)}{kept}")
         if self.infeasible:
-            return Finding("False", Reason.NO_FEASIBLE_PLAN, f"{_sentence(self.infeasible)}{kept}")
+            reason = Reason.LOOKING_UP_MODEL if self.planning else Reason.NO_FEASIBLE_PLAN
+            return Finding("False", reason, f"{_sentence(self.infeasible)}{kept}")
         return None
 
     def count(self, name: str) -> int:
@@ -282,7 +285,7 @@ _POD_NEEDS_A_PERSON = {
 
 def _stalled(facts: Facts) -> Finding | None:
     # Unschedulable alone is no reason: a node may be on its way. The rollout's deadline tells when it is not.
-    found = facts.unusable
+    found = None if facts.planning else facts.unusable
     if found is None and facts.failure is not None and facts.failure.reason in _NEEDS_A_PERSON:
         found = _apply_failed(facts)
     if found is None:
@@ -296,6 +299,11 @@ def _not_stalled(_facts: Facts) -> Finding | None:
 
 
 STALLED_CHECKS: tuple[Check, ...] = (_stalled, _not_stalled)
+
+
+def _being_planned(facts: Facts) -> Finding | None:
+    found = facts.unusable
+    return Finding("Unknown", found.reason, found.message) if found is not None and facts.planning else None
 
 
 def _planned(facts: Facts) -> Finding | None:
@@ -315,7 +323,7 @@ CHECKS: Mapping[ConditionType, tuple[Check, ...]] = {
     ConditionType.PROGRESSING: PROGRESSING_CHECKS,
     ConditionType.DEGRADED: DEGRADED_CHECKS,
     ConditionType.STALLED: STALLED_CHECKS,
-    ConditionType.PLANNED: (_planned,),
+    ConditionType.PLANNED: (_being_planned, _planned),
     ConditionType.SLO_MET: (lambda facts: facts.tuning.slo,),
     ConditionType.METRICS_AVAILABLE: (lambda facts: facts.tuning.metrics,),
     ConditionType.TUNING_ACTIVE: (lambda facts: facts.tuning.tuning,),

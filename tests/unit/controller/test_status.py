@@ -211,6 +211,7 @@ def test_the_worst_problem_is_told_and_the_others_are_counted() -> None:
         pytest.param(_facts(NO_IMAGE), "True", id="no image"),
         pytest.param(_facts(*GOOD, invalid="x"), "True", id="invalid"),
         pytest.param(_facts(*GOOD, infeasible="x"), "True", id="no plan"),
+        pytest.param(_facts(*GOOD, infeasible="x", planning=True), "False", id="the model is being looked up"),
         pytest.param(_facts(*GOOD, failure=Failure(Reason.API_UNAVAILABLE, "x")), "False", id="passing trouble"),
         pytest.param(_facts(*GOOD, failure=Failure(Reason.NAME_TAKEN, "x")), "True", id="name taken"),
     ],
