@@ -349,3 +349,35 @@ async def test_a_repeated_prompt_is_answered_from_the_prefix_cache(serve):
     await native(client, prompt, max_new_tokens=1)
     allocator = client.server.app[SERVICE].driver.engine.allocator
     assert allocator.cached_blocks >= 1000
+
+
+async def test_a_stream_that_waits_long_is_kept_open_by_comments(serve, monkeypatch):
+    monkeypatch.setattr("trimtab.simulation.server.exchange.KEEP_ALIVE_SECONDS", 0.05)
+    client = await serve("--max-batch-prefill-tokens 16384 --max-batch-size 1", {"PREFILL_CHUNKING": "0"})
+    first = asyncio.create_task(native(client, max_new_tokens=60))
+    await asyncio.sleep(0.02)
+    waiting = await (await native(client, path="/generate_stream", max_new_tokens=2)).text()
+    assert waiting.startswith(":\n\n")
+    assert len([block for block in waiting.split("\n\n") if block.startswith("data: ")]) == 2
+    await first
+
+
+async def test_browsers_of_any_origin_are_let_in_unless_origins_are_named(serve):
+    client = await serve()
+    assert (await client.get("/info")).headers["Access-Control-Allow-Origin"] == "*"
+    named = await serve("--cors-allow-origin https://a.example --cors-allow-origin https://b.example")
+    allowed = await named.get("/info", headers={"Origin": "https://b.example"})
+    assert allowed.headers["Access-Control-Allow-Origin"] == "https://b.example"
+    assert (
+        "Access-Control-Allow-Origin" not in (await named.get("/info", headers={"Origin": "https://c.example"})).headers
+    )
+
+
+async def test_a_failing_pass_fails_its_whole_batch_and_kills_the_shard(serve):
+    client = await serve(env={"TRIMTAB_SIM_CRASH_AFTER_PASSES": "10"})
+    answers = await asyncio.gather(*(native(client, f"question {i}", max_new_tokens=50) for i in range(3)))
+    assert [answer.status for answer in answers] == [424] * 3
+    assert (await answers[0].json())["error_type"] == "generation"
+    service = client.server.app[SERVICE]
+    assert service.driver.crashed.is_set()
+    assert 'tgi_request_failure{err="generation"} 3' in service.metrics.render()

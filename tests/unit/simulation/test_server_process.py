@@ -78,3 +78,14 @@ def test_sigterm_lets_open_requests_finish_and_closes_the_port(process):
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 0
     assert "Setting max batch total tokens to" in out
+
+
+def test_a_dead_shard_ends_the_process(process):
+    running, url = process("", TRIMTAB_SIM_CRASH_AFTER_PASSES="3")
+    wait_until_healthy(url)
+    body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 50}}).encode()
+    request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="424"):
+        urllib.request.urlopen(request, timeout=60)
+    running.communicate(timeout=60)
+    assert running.returncode == 1

@@ -21,7 +21,7 @@ from trimtab.catalog.hf_config import model_from_config
 from trimtab.catalog.models import ModelFacts
 from trimtab.simulation.command import FAILURE, Arguments, StartupError, parse_command
 from trimtab.simulation.launch import Launched, launch
-from trimtab.simulation.server.app import make_app
+from trimtab.simulation.server.app import SERVICE, make_app
 
 DEFAULT_GPU = "A100-80GB"
 POLL_SECONDS = 0.1
@@ -97,8 +97,8 @@ def start(args: list[str], env: Mapping[str, str]) -> tuple[Launched, Arguments]
     return launched, arguments
 
 
-async def serve(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -> None:
-    """Boot, serve until SIGTERM or SIGINT, drain."""
+async def serve(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -> int:
+    """Boot, serve until SIGTERM or SIGINT, drain; returns the exit code, 1 when a shard has died."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,17 +106,18 @@ async def serve(launched: Launched, arguments: Arguments, env: Mapping[str, str]
     boot = float(env.get("TRIMTAB_SIM_BOOT_SECONDS") or launched.boot_s)
     log("Starting shard", "text_generation_launcher")
     if await _stopped_within(stop, boot * 0.8):
-        return
+        return 0
     log(f"Shard ready in {boot * 0.8:.1f}s", "shard-manager")
     log("Warming up model", "text_generation_router_v3")
     if await _stopped_within(stop, boot * 0.2):
-        return
+        return 0
     settings = launched.settings
     log(f"Setting max batch total tokens to {settings.capacity_tokens}", "text_generation_router_v3")
     log(f"Maximum input tokens defaulted to {settings.max_input_tokens}", "text_generation_router_v3")
     log(f"Maximum total tokens defaulted to {settings.max_total_tokens}", "text_generation_router_v3")
+    app = make_app(launched, arguments, env)
     runner = web.AppRunner(
-        make_app(launched, arguments, env),
+        app,
         handler_cancellation=True,
         access_log=None,
         shutdown_timeout=float(arguments.given("--graceful-termination-timeout", 90)),
@@ -126,10 +127,18 @@ async def serve(launched: Launched, arguments: Arguments, env: Mapping[str, str]
     site = web.TCPSite(runner, _address(host), arguments.given("--port", 3000), backlog=1024, reuse_address=True)
     await site.start()
     log("Connected", "text_generation_router::server")
-    await stop.wait()
+    crashed = app[SERVICE].driver.crashed
+    waits = [asyncio.create_task(event.wait()) for event in (stop, crashed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
     await asyncio.sleep(POLL_SECONDS)
+    if crashed.is_set():
+        log("Shard 0 crashed", level="ERROR")
+        return FAILURE
     log("signal received, starting graceful shutdown", "text_generation_router::server")
     await runner.cleanup()
+    return 0
 
 
 async def _stopped_within(stop: asyncio.Event, seconds: float) -> bool:
@@ -165,10 +174,9 @@ def main() -> int:
         with contextlib.suppress(ImportError):
             import uvloop
 
-            uvloop.run(serve(launched, arguments, os.environ))
-            return 0
-    asyncio.run(serve(launched, arguments, os.environ))
-    return 0
+            code: int = uvloop.run(serve(launched, arguments, os.environ))
+            return code
+    return asyncio.run(serve(launched, arguments, os.environ))
 
 
 if __name__ == "__main__":

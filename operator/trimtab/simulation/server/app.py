@@ -55,6 +55,16 @@ def make_app(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -
     async def dispatch(request: web.Request) -> web.StreamResponse:
         return await handlers[request.path](request)
 
+    origins = arguments.text("--cors-allow-origin")
+
+    async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
+        origin = request.headers.get("Origin")
+        if not origins:
+            response.headers["Access-Control-Allow-Origin"] = "*"
+        elif origin is not None and origin in origins.split(","):
+            response.headers["Access-Control-Allow-Origin"] = origin
+
+    app.on_response_prepare.append(allow_origin)
     app.on_startup.append(run)
     app.on_cleanup.append(stop)
     for path in _GENERATING:
@@ -68,7 +78,7 @@ def make_app(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -
 
 
 def _service(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -> Service:
-    settings = launched.settings
+    settings, crash = launched.settings, env.get("TRIMTAB_SIM_CRASH_AFTER_PASSES")
     metrics = Metrics(settings.max_input_tokens, settings.max_total_tokens)
     return Service(
         launched=launched,
@@ -81,7 +91,7 @@ def _service(launched: Launched, arguments: Arguments, env: Mapping[str, str]) -
             max_client_batch_size=arguments.given("--max-client-batch-size", 4),
             grammar=not arguments.on("--disable-grammar-support"),
         ),
-        driver=Driver(Engine(settings, launched.times), metrics),
+        driver=Driver(Engine(settings, launched.times), metrics, int(crash) if crash else None),
         metrics=metrics,
         compute_type=env.get("COMPUTE_TYPE", "gpu+optimized"),
         draw_eos=env.get("TRIMTAB_SIM_EOS") == "1",

@@ -75,9 +75,12 @@ class Job:
 class Driver:
     """Owns the engine; everything happens on one event loop."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, crash_after: int | None = None) -> None:
         self.engine = engine
         self.metrics = metrics
+        self.crashed = asyncio.Event()
+        """Set when a shard has died: the process is to end with code 1."""
+        self._crash_after = crash_after
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._jobs: dict[int, Job] = {}
@@ -108,6 +111,15 @@ class Driver:
         except asyncio.CancelledError:
             self.abandon(job)
             raise
+
+    async def ended_within(self, job: Job, seconds: float) -> bool:
+        """Whether the generation ends in that time. Cancelled: the client is gone."""
+        try:
+            await asyncio.wait({job.done}, timeout=seconds)
+        except asyncio.CancelledError:
+            self.abandon(job)
+            raise
+        return job.done.done()
 
     def abandon(self, job: Job) -> None:
         """The client is gone: the permit is free at once, the engine notices later."""
@@ -141,6 +153,9 @@ class Driver:
             # Behind schedule, the loop still gets its turn between passes.
             await asyncio.sleep(max(0.0, now - self._loop.time()))
             self._due = None
+            if self._crash_after is not None and self.engine.passes >= self._crash_after:
+                self._crash(step)
+                return
             self._deliver(step)
 
     async def _idle(self) -> float:
@@ -222,6 +237,16 @@ class Driver:
         metrics.observe("tgi_request_mean_time_per_token_duration", inference / max(1, entry.generated))
         metrics.observe("tgi_request_generated_tokens", entry.generated)
         job.done.set_result(None)
+
+    def _crash(self, step: Step) -> None:
+        """The pass fails: so do all requests of its batch, and the shard dies (server/.../interceptor.py)."""
+        self.metrics.add("tgi_batch_inference_failure", f'method="{step.method}"')
+        for job in self._jobs.values():
+            if job.entry.started_at is not None and not job.done.done():
+                job.done.set_exception(
+                    ApiError(424, "generation", "Request failed during generation: CUDA out of memory", "generation")
+                )
+        self.crashed.set()
 
     def _drop(self, step: Step) -> None:
         if step.dropped:

@@ -22,6 +22,8 @@ class Channel:
             raise ConnectionResetError("the client has left")
         self._transport: asyncio.Transport = transport
         self._chunked = chunked
+        self.writes = 0
+        """Events and comments so far."""
 
     @property
     def closed(self) -> bool:
@@ -32,6 +34,7 @@ class Channel:
         """Send at once; the answers are short enough to be buffered whole when the client is slow."""
         if self._transport.is_closing():
             return
+        self.writes += 1
         data = text.encode()
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 

@@ -20,6 +20,8 @@ from trimtab.simulation.server.text import Token
 VERSION = "3.3.6-dev0"
 """What the binaries of 3.3.7 report: the version in Cargo.toml was not raised."""
 FINGERPRINT = f"{VERSION}-native"
+KEEP_ALIVE_SECONDS = 15.0
+"""Without an event for so long, a comment keeps the stream open (axum's default)."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -149,7 +151,7 @@ async def stream(
 
 
 async def _stream_tokens(service: Service, generation: Generation, writer: Dialect, channel: Channel) -> None:
-    driver = service.driver
+    driver, written = service.driver, 0
 
     def on_token(job: Job, token: Token) -> None:
         if channel.closed:
@@ -159,6 +161,10 @@ async def _stream_tokens(service: Service, generation: Generation, writer: Diale
 
     plan = plan_answer(generation, service.identity, draw_eos=service.draw_eos)
     job = driver.start(generation, plan, on_token)
+    while not await driver.ended_within(job, KEEP_ALIVE_SECONDS):
+        if channel.writes == written:
+            channel.write(":\n\n")
+        written = channel.writes
     await driver.wait(job)
     ending = writer.end(job)
     if ending:

@@ -7,11 +7,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from trimtab.cli.simulate import command
+from trimtab.api.resource import parse_manifest
+from trimtab.cli.plan import answer_manifest, read_manifest
+from trimtab.cli.simulate import command, site_of
+from trimtab.replay.registry import Places, Selection, find_trace
 from trimtab.simulation.compare.baselines import Hpa, Static
+from trimtab.simulation.compare.exact import ExactFleet
 from trimtab.simulation.compare.fluid import Load, Site, run
 from trimtab.simulation.compare.ours import Trimtab
 from trimtab.simulation.compare.report import attainment, best_tuned, default_policies, entry, play, prepare, tuned_grid
+from trimtab.tuning.objectives import build_objectives
 from trimtab.tuning.types import Lever, Objectives
 
 
@@ -124,7 +129,17 @@ MANIFEST = {
 def test_the_command_writes_table_json_and_an_html_that_needs_no_network(tmp_path: Path) -> None:
     manifest = tmp_path / "chat.yaml"
     manifest.write_text(yaml.safe_dump(MANIFEST))
-    options = [str(manifest), "--trace", "azure-2023-conv", "--offline", "--days", "0.02", "--out", str(tmp_path / "o")]
+    options = [
+        str(manifest),
+        "--fluid",
+        "--trace",
+        "azure-2023-conv",
+        "--offline",
+        "--days",
+        "0.02",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     result = CliRunner().invoke(
         command, [*options, "--policy", "trimtab", "--policy", "hpa"], env={"TRIMTAB_TRACES": ""}
     )
@@ -148,3 +163,23 @@ def test_the_command_explains_an_unknown_policy_and_a_missing_objective(tmp_path
     bare = {**MANIFEST, "spec": {key: value for key, value in MANIFEST["spec"].items() if key != "slo"}}
     manifest.write_text(yaml.safe_dump(bare))
     assert "no objective" in CliRunner().invoke(command, base).output
+
+
+def test_the_request_level_fleet_runs_the_same_policies_and_sets_the_live_limit(tmp_path: Path) -> None:
+    manifest = tmp_path / "chat.yaml"
+    manifest.write_text(yaml.safe_dump(MANIFEST))
+    result = answer_manifest(read_manifest(manifest), None, None, hub=False)
+    assert result.plan is not None
+    objectives = build_objectives(parse_manifest(read_manifest(manifest)), result.plan)
+    trace = find_trace("azure-2023-conv", Selection(rate=6.0, duration_s=900.0), Places(download=False))
+    site = site_of(trace, objectives)
+    load = Load(trace, site)
+    fleet = ExactFleet(result.plan, load, site, "least-outstanding")
+    ours = Trimtab(objectives)
+    played = fleet.run(ours, 2, 225)
+    assert len(played.ttft_s) == len(trace)
+    assert bool(np.isfinite(played.ttft_s).all()), "every request got its answer"
+    assert any(decision.lever is Lever.LIVE_LIMIT for decision in ours.decisions)
+    assert played.replica_hours >= 675 / 3600, "at least one replica is paid"
+    again = fleet.run(Trimtab(objectives), 2, 225)
+    assert played.ttft_s.tolist() == again.ttft_s.tolist()
