@@ -170,7 +170,7 @@ def measure_memory(server: Server, entries: int) -> dict[str, float]:
         caller.json(chat_body(f"memory {number} "))
     caller.close()
     grown = server.resident_bytes() - before
-    return {"entries": entries, "mib_per_cached_mib": grown / (entries * len(ANSWER)), "empty_mib": before / 2**20}
+    return {"entries": entries, "mib_per_cached_mib": grown / (entries * len(ANSWER)), "before_mib": before / 2**20}
 
 
 def report(results: dict[str, Any]) -> None:

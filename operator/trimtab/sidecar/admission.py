@@ -22,7 +22,7 @@ _MAX_RETRY_AFTER = 120
 class Ticket:
     """One request's place: waiting, then admitted, then released."""
 
-    __slots__ = ("admitted", "deadline", "flow", "on_admit", "on_reject", "queued", "since", "units", "waiting")
+    __slots__ = ("admitted", "begin", "deadline", "flow", "on_admit", "on_reject", "since", "units", "waiting")
 
     def __init__(
         self, units: int, flow: tuple[int, bytes], on_admit: Callable[[], None], on_reject: Callable[[Failure], None]
@@ -33,8 +33,8 @@ class Ticket:
         self.on_reject = on_reject
         self.admitted = False
         self.waiting = False
-        self.queued = False
         self.since = 0.0
+        self.begin = 0.0
         self.deadline = math.inf
 
 
@@ -58,26 +58,27 @@ class Admission:
         self._virtual = 0.0
         self._finish: dict[tuple[int, bytes], float] = {}
         self._sequence = 0
-        self._rate = 0.0  # releases of units per second while requests wait, smoothed; 0 = unknown
-        self._last_release = 0.0
+        self._waiting = 0  # sequences in the queue
+        self._service = 0.0  # seconds a request spends at the engine, smoothed; 0 = unknown
 
     def enter(self, ticket: Ticket, now: float) -> None:
         """Admit at once, queue, or reject: calls exactly one of the ticket's callbacks, now or later."""
         ticket.units = max(1, min(ticket.units, self.bounds.max_in_flight))
         ticket.since = now
         if not self.depth and self.in_flight + ticket.units <= self.bounds.max_in_flight:
-            self._grant(ticket)
+            self._grant(ticket, now)
             return
-        failure = self._refusal(ticket, now)
+        failure = self._refusal(ticket)
         if failure is not None:
             ticket.on_reject(failure)
             return
         ticket.deadline = now + self.bounds.queue_timeout
-        ticket.waiting = ticket.queued = True
+        ticket.waiting = True
         start = max(self._virtual, self._finish.get(ticket.flow, 0.0))
         self._finish[ticket.flow] = start + ticket.units / WEIGHTS[ticket.flow[0]]
         self._sequence += 1
         self.depth += 1
+        self._waiting += ticket.units
         heapq.heappush(self._heap, (start, self._sequence, ticket))
 
     def leave(self, ticket: Ticket, now: float) -> None:
@@ -87,7 +88,7 @@ class Admission:
         elif ticket.admitted:
             ticket.admitted = False
             self.in_flight -= ticket.units
-            self._measure(ticket.units, now)
+            self._measure(now - ticket.begin)
         self.pump(now)
 
     def resize(self, bounds: Bounds, now: float) -> None:
@@ -101,7 +102,7 @@ class Admission:
         for ticket in late:
             if ticket.waiting:
                 self._unqueue(ticket)
-                ticket.on_reject(self._failure("queue_timeout", "no place became free in time", now))
+                ticket.on_reject(self._failure("queue_timeout", "no place became free in time"))
         if late:
             self.pump(now)
 
@@ -109,56 +110,50 @@ class Admission:
         """Admit waiting requests while there is room."""
         while self._heap:
             start, _, ticket = self._heap[0]
-            if ticket.waiting:
-                units = min(ticket.units, self.bounds.max_in_flight)
-                if self.in_flight + units > self.bounds.max_in_flight:
-                    return
-                ticket.units = units
+            units = min(ticket.units, self.bounds.max_in_flight)
+            if ticket.waiting and self.in_flight + units > self.bounds.max_in_flight:
+                return
             heapq.heappop(self._heap)
-            if ticket.waiting:
-                self._virtual = max(self._virtual, start)
+            if ticket.waiting:  # else it was abandoned
                 self._unqueue(ticket)
-                self._grant(ticket)
+                ticket.units = units
+                self._virtual = max(self._virtual, start)
+                self._grant(ticket, now)
         self._finish.clear()
         self._virtual = 0.0
 
-    def expected_wait(self, units: int, now: float) -> float:
-        """Seconds until a newcomer would be admitted; 0 while the pace is unknown."""
-        if self._rate <= 0:
-            return 0.0
-        # When nothing has been released for long, the smoothed pace is too hopeful.
-        pace = min(self._rate, 1.0 / max(now - self._last_release, 1e-9)) if self.in_flight else self._rate
-        return (self.depth + units) / pace
+    def expected_wait(self, units: int) -> float:
+        """Seconds until a newcomer would be admitted; 0 while the time of a request at the engine is unknown.
 
-    def _refusal(self, ticket: Ticket, now: float) -> Failure | None:
+        By Little's law the engine finishes as many sequences a second as it holds, divided by the time one takes.
+        Unlike the pace of the last releases, this does not mind that sequences of one batch often end together.
+        """
+        return (self._waiting + units) * self._service / self.bounds.max_in_flight
+
+    def _refusal(self, ticket: Ticket) -> Failure | None:
         if self.depth >= self.bounds.max_queue:
-            return self._failure("queue_full", f"{self.depth} requests are waiting already", now)
+            return self._failure("queue_full", f"{self.depth} requests are waiting already")
         # High priority passes others in the queue, so the length of the queue says little about its wait.
-        if ticket.flow[0] > 0 and self.expected_wait(ticket.units, now) > self.bounds.queue_timeout:
-            return self._failure("hopeless", "the wait would be longer than the queue's time limit", now)
+        if ticket.flow[0] > 0 and self.expected_wait(ticket.units) > self.bounds.queue_timeout:
+            return self._failure("hopeless", "the wait would be longer than the queue's time limit")
         return None
 
-    def _failure(self, kind: str, why: str, now: float) -> Failure:
-        wait = self.expected_wait(1, now)
+    def _failure(self, kind: str, why: str) -> Failure:
+        wait = self.expected_wait(1)
         retry = max(1, min(_MAX_RETRY_AFTER, math.ceil(wait)))
         return Failure(429, "overloaded", f"Model is overloaded: {why}", retry_after=retry, reason=kind)
 
-    def _grant(self, ticket: Ticket) -> None:
+    def _grant(self, ticket: Ticket, now: float) -> None:
         ticket.admitted = True
+        ticket.begin = now
         self.in_flight += ticket.units
         ticket.on_admit()
 
     def _unqueue(self, ticket: Ticket) -> None:
         ticket.waiting = False
         self.depth -= 1
+        self._waiting -= ticket.units
 
-    def _measure(self, units: int, now: float) -> None:
-        if not self.depth:
-            self._rate = 0.0 if self.in_flight == 0 else self._rate
-            self._last_release = now
-            return
-        gap = max(now - self._last_release, 1e-6)
-        self._last_release = now
-        pace = units / gap
-        # Smooth the gaps, not the paces: bursts of releases within microseconds would look like huge paces.
-        self._rate = pace if self._rate <= 0 else 1.0 / ((1 - _SMOOTHING) / self._rate + _SMOOTHING / pace)
+    def _measure(self, seconds: float) -> None:
+        """Smooth the time that a request spends at the engine."""
+        self._service += (seconds - self._service) * (_SMOOTHING if self._service else 1.0)

@@ -123,6 +123,19 @@ def test_a_hopeless_wait_is_refused_at_once() -> None:
     assert failure.retry_after >= 10
 
 
+def test_requests_that_end_together_do_not_make_the_next_wait_look_hopeless() -> None:
+    desk = Desk(limit=20, timeout=15)
+    for number in range(30):
+        desk.enter(f"r{number}", 0)
+    for number in range(20):
+        desk.leave(f"r{number}", 10.0)  # a whole batch at one time, then nothing for long
+    desk.enter("filler", 10.0)
+    for number in range(9):
+        desk.enter(f"more{number}", 10.0)
+    desk.enter("late", 19.0)
+    assert desk.rejected == {}
+
+
 def test_high_priority_is_not_judged_by_the_length_of_the_queue() -> None:
     desk = Desk(limit=1, timeout=5)
     for number in range(5):
