@@ -26,6 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("tool", help="print the path of kubectl or helm").add_argument("name")
     for command, text in (("apiserver-up", "an API server without a node"), ("apiserver-down", "end it")):
         commands.add_parser(command, help=text).add_argument("--name", default="default")
+    server = commands.choices["apiserver-up"]
+    server.add_argument("--controllers", action="store_true", help="with controller manager and scheduler")
     return parser
 
 
@@ -58,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         case "tool":
             print(cluster.tool(arguments.name))
         case "apiserver-up":
-            print(apiserver.up(arguments.name).kubeconfig)
+            print(apiserver.up(arguments.name, controllers=arguments.controllers).kubeconfig)
         case "apiserver-down":
             apiserver.down(arguments.name)
 

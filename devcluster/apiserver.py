@@ -4,17 +4,22 @@ import shutil
 from pathlib import Path
 
 from devcluster import controlplane, preflight
+from devcluster.cleanup import remove_empty
 from devcluster.paths import state_dir
 
 
-def up(name: str = "default") -> controlplane.ControlPlane:
-    """Start (or find) the API server called `name` on loopback, on ports that were free."""
+def up(name: str = "default", *, controllers: bool = False) -> controlplane.ControlPlane:
+    """Start (or find) the API server called `name` on loopback, on ports that were free.
+
+    With `controllers` also the controller manager and the scheduler: Deployments then make pods (which stay Pending),
+    and what loses its owner is deleted.
+    """
     preflight.check_machine(needs_node=False)
     preflight.install_packages({"openssl": "/usr/bin/openssl"})
     folder = _folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     ports = controlplane.Ports(*preflight.free_ports(3))
-    return controlplane.start(folder, "127.0.0.1", ports, controllers=False, endpoints=False)
+    return controlplane.start(folder, "127.0.0.1", ports, controllers=controllers, endpoints=False)
 
 
 def down(name: str = "default") -> None:
@@ -22,6 +27,7 @@ def down(name: str = "default") -> None:
     folder = _folder(name)
     controlplane.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    remove_empty(folder.parent)
 
 
 def _folder(name: str) -> Path:

@@ -49,6 +49,7 @@ def down(folder: Path) -> None:
     if os.geteuid() == 0:
         _clean_host(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    remove_empty(folder.parent)
     left = leftovers(folder)
     if left:
         raise ClusterError(f"left behind: {'; '.join(left)}")
@@ -73,7 +74,7 @@ def _clean_host(folder: Path) -> None:
     _remove_cgroups(folder)
     _remove_records(folder)
     _remove_dead_socket(Path(_SHARED_FOLDERS[0], "kubelet.sock"))
-    _remove_empty(*(Path(path) for path in _SHARED_FOLDERS))
+    remove_empty(*(Path(path) for path in _SHARED_FOLDERS))
     _restore_sysctls(folder)
 
 
@@ -228,8 +229,8 @@ def _remove_dead_socket(path: Path) -> None:
             return
 
 
-def _remove_empty(*folders: Path) -> None:
-    """Folders that the kubelet makes at fixed places, unless somebody else uses them."""
+def remove_empty(*folders: Path) -> None:
+    """Remove those of the folders that are empty: what else is in one is somebody else's."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -1,5 +1,6 @@
 """Bridge, kubelet and kube-proxy: the one node of the local cluster."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -102,6 +103,10 @@ def start_node(plane: ControlPlane) -> None:
 def _create_cgroup_root(folder: Path) -> None:
     """The kubelet refuses a parent that does not exist in every hierarchy."""
     unified = (_CGROUPS / "cgroup.controllers").exists()
+    for controller in ("cpuset", "cpu", "memory", "pids") if unified else ():
+        # A group of version 2 has the controllers that the group above passes on.
+        with contextlib.suppress(OSError):
+            (_CGROUPS / "cgroup.subtree_control").write_text(f"+{controller}")
     for hierarchy in (_CGROUPS,) if unified else [path for path in _CGROUPS.iterdir() if path.is_dir()]:
         group = hierarchy / cgroup_root(folder).lstrip("/")
         group.mkdir(exist_ok=True)

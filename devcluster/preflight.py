@@ -34,6 +34,8 @@ def check_machine(needs_node: bool) -> None:
     """Raise ClusterError (exit code 3) naming what is missing and what to do about it."""
     if platform.system() != "Linux":
         raise ClusterError(f"the local cluster needs Linux, this is {platform.system()}: use a Linux machine", LACKS)
+    if platform.machine() != "x86_64":
+        raise ClusterError(f"the local cluster needs an x86-64 machine, this is {platform.machine()}", LACKS)
     if needs_node:
         _check_privileges()
     _check_room()

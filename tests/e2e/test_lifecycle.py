@@ -140,7 +140,7 @@ def test_the_clusters_whole_life(apart: Apart) -> None:
     os.kill(healed["containerd"], signal.SIGKILL)
     apart.devcluster("down")
     assert apart.snapshot() == before
-    assert not (apart.state / "cluster").exists()
+    assert not apart.state.exists()
     assert "nothing to take down" in apart.devcluster("down").stderr
 
 

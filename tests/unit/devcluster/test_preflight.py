@@ -31,6 +31,11 @@ def test_another_system_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "needs Linux, this is Darwin" in _refusal(preflight.check_machine, False)
 
 
+def test_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert "x86-64 machine, this is aarch64" in _refusal(preflight.check_machine, False)
+
+
 def test_a_plain_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "sudo" in _refusal(preflight.check_machine, True)
