@@ -16,6 +16,7 @@ MIN_BATCH = 0.5
 MIN_COLD_START_S, MAX_COLD_START_S = 2.0, 3600.0
 COLD_START_SMOOTHING = 0.4
 COLD_START_CHANGE = 0.3
+BOOST_UP, BOOST_DOWN, MAX_BOOST = 1.05, 0.998, 2.5
 WITHDRAW_S = 900.0
 FAILED_SHARE = 0.25
 MAX_PENDING = 16
@@ -102,8 +103,20 @@ def _learn_load(observation: Observation, objectives: Objectives, memory: Memory
     if rehearsal is None or abs(rehearsal.cold_start_s - cold) > COLD_START_CHANGE * rehearsal.cold_start_s:
         rehearsal = restart(rehearsal, objectives.tick_s, cold, slack_of(objectives))
     late = any((worst_ratio(observation, objectives, metric) or 0.0) > 1.0 for metric in ("ttft", "tpot", "latency"))
-    rehearsal, policy = choose(observe(rehearsal, need, late), percentile_of(objectives))
-    return replace(memory, rehearsal=rehearsal, policy=policy, load_time=observation.time)
+    boost = _boost(observation, memory.boost, need, late)
+    rehearsal, policy = choose(observe(rehearsal, need * boost, late), percentile_of(objectives))
+    return replace(memory, rehearsal=rehearsal, policy=policy, boost=boost, load_time=observation.time)
+
+
+def _boost(observation: Observation, boost: float, need: float, late: bool) -> float:
+    """Grows while the objective is broken although the replicas that the model asks for are there.
+
+    The model knows nothing of pods that a Service loads unevenly. A shortage that is still booting is no reason.
+    """
+    ready = observation.replicas_ready or 0
+    if late and not observation.replicas_pending and ready >= need:
+        return min(boost * BOOST_UP, MAX_BOOST)
+    return max(boost * BOOST_DOWN, 1.0)
 
 
 def _learn_cold_start(observation: Observation, memory: Memory) -> Memory:

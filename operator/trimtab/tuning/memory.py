@@ -34,6 +34,8 @@ class Memory:
     """Load history and how candidate policies would have done on it."""
     policy: Policy | None = None
     """The policy in force."""
+    boost: float = 1.0
+    """Learned factor on the need: what pods that are not evenly loaded need beyond the model."""
     load_time: float | None = None
     """When the load was last taken in."""
     limit: int | None = None
