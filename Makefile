@@ -44,6 +44,10 @@ unit: setup ## Pure tests (seconds)
 bench-planner: setup ## Plan the whole catalogue and print configurations a second
 	$(BIN)/python benchmarks/bench_planner.py
 
+.PHONY: bench-tuning
+bench-tuning: setup ## Compare scaling policies on public traces, defaults and tuned (build/bench/tuning.json)
+	$(BIN)/python benchmarks/bench_tuning.py
+
 .PHONY: bench-sidecar
 bench-sidecar: setup ## Measure the sidecar beside nginx, Starlette + httpx and LiteLLM (build/bench/sidecar.json)
 	$(BIN)/python benchmarks/bench_sidecar.py $(ARGS)
