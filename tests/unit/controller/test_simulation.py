@@ -17,7 +17,7 @@ from trimtab.api.resource import parse_spec
 from trimtab.controller.children import NameTakenError
 from trimtab.controller.decided import Decided, clamp_replicas
 from trimtab.controller.kube import ApiFailure
-from trimtab.controller.objects import CONFIG_MAP, DEPLOYMENT, LLM_DEPLOYMENT, POD, SERVICE, Manifest, Ref, trimmed
+from trimtab.controller.objects import CONFIG_MAP, DEPLOYMENT, LLM_DEPLOYMENT, POD, SERVICE, Manifest, Ref
 
 RESOURCE = Ref(LLM_DEPLOYMENT, KEY.namespace, KEY.name)
 CHILDREN = {
@@ -73,10 +73,6 @@ class OperatorLife(RuleBasedStateMachine):
         recorded = (annotations.get("annotations") or {}).get("trimtab.dev/decided")
         found = {Decided.from_annotation(recorded).replicas} if recorded else set()
         return {None, status.get("desiredReplicas"), *found}
-
-    def seen_resource(self) -> Manifest | None:
-        """The resource as the operator would see it with working watches."""
-        return trimmed(LLM_DEPLOYMENT, self.stored)
 
     def visit(self) -> None:
         world = self.world
@@ -188,7 +184,8 @@ class OperatorLife(RuleBasedStateMachine):
         record = self.world.book.records[KEY]
         live = type(record.decided.live)(max_in_flight=limit)
         record.decided = type(record.decided)(replicas, live, record.decided.choice)
-        self.decided = {replicas} if self.world.cache.resource(KEY) == self.seen_resource() else {replicas, None}
+        if record.uid == self.stored["metadata"]["uid"]:
+            self.decided = {replicas}
         self.fresh = False
 
     @rule(index=st.integers(0, 500))
