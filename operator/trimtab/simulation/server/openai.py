@@ -166,21 +166,7 @@ async def completions(service: Service, request: web.Request, body: Any) -> web.
     """A text completion, of several prompts at once if they are few."""
     service.metrics.add("tgi_request_count")
     prompts = _prompts(body)
-    if body.get("suffix") is not None:
-        raise ApiError(
-            422,
-            "suffix not supported",
-            "Suffix is not supported and can be achieved by preprocessing the prompt.",
-            "validation",
-        )
-    most = service.limits.max_client_batch_size
-    if len(prompts) > most:
-        raise ApiError(
-            422,
-            "batch size exceeded",
-            f"Number of prompts exceeds the maximum allowed batch size of {most}",
-            "validation",
-        )
+    _check_prompts(service, body, prompts)
     service.metrics.add("tgi_request_count", by=len(prompts))
     parameters = _typed(_completion_parameters(body), body)
     shown, created = service.launched.model_id, int(time.time())
@@ -211,6 +197,16 @@ async def completions(service: Service, request: web.Request, body: Any) -> web.
         "usage": {name: sum(count[name] for count in counts) for name in counts[0]},
     }
     return web.json_response(document, headers=timing_headers(service, jobs, started))
+
+
+def _check_prompts(service: Service, body: Mapping[str, Any], prompts: list[str]) -> None:
+    if body.get("suffix") is not None:
+        message = "Suffix is not supported and can be achieved by preprocessing the prompt."
+        raise ApiError(422, "suffix not supported", message, "validation")
+    most = service.limits.max_client_batch_size
+    if len(prompts) > most:
+        message = f"Number of prompts exceeds the maximum allowed batch size of {most}"
+        raise ApiError(422, "batch size exceeded", message, "validation")
 
 
 def _prompts(body: Any) -> list[str]:

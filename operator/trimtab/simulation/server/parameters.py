@@ -129,14 +129,7 @@ def validate(
     given: Mapping[str, Any] = {"do_sample": sample_default} if parameters is None else parameters
     _check_best_of(given, limits, stream=stream)
     _check_sampling(given)
-    top_n = given.get("top_n_tokens") or 0
-    if top_n > limits.max_top_n_tokens:
-        raise invalid(f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {top_n}")
-    stops = tuple(given.get("stop") or ())
-    if len(stops) > limits.max_stop_sequences:
-        raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}")
-    if given.get("max_new_tokens") == 0:
-        raise invalid("`max_new_tokens` must be strictly positive")
+    _check_counts(given, limits)
     if not inputs:
         raise invalid("`inputs` cannot be empty")
     truncate = given.get("truncate")
@@ -152,29 +145,39 @@ def validate(
     if problem is not None:
         raise invalid(problem)
     grammar = _grammar(given.get("grammar"), limits)
-    decisive = {
-        name: value
-        for name, value in given.items()
-        if value is not None
-        and name
-        not in ("details", "decoder_input_details", "return_full_text", "top_n_tokens", "best_of", "max_new_tokens")
-    }
     return Generation(
         inputs=inputs,
         parts=tuple(parts),
         max_new_tokens=most,
         explicit_max=wanted is not None,
-        stops=stops,
+        stops=tuple(given.get("stop") or ()),
         details=bool(given.get("details")) or bool(given.get("decoder_input_details")),
         prompt_details=bool(given.get("decoder_input_details")),
         return_full_text=given.get("return_full_text"),
         best_of=given.get("best_of") or 1,
-        top_n_tokens=top_n,
+        top_n_tokens=given.get("top_n_tokens") or 0,
         sampled=_samples(given),
         seed=given.get("seed"),
         grammar=grammar,
-        decisive=decisive,
+        decisive={name: value for name, value in given.items() if value is not None and name not in _REPORTING},
     )
+
+
+_REPORTING = frozenset(
+    {"details", "decoder_input_details", "return_full_text", "top_n_tokens", "best_of", "max_new_tokens"}
+)
+"""Parameters that change what is reported or where an answer stops, not the answer."""
+
+
+def _check_counts(given: Mapping[str, Any], limits: Limits) -> None:
+    top_n = given.get("top_n_tokens") or 0
+    if top_n > limits.max_top_n_tokens:
+        raise invalid(f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {top_n}")
+    stops = given.get("stop") or ()
+    if len(stops) > limits.max_stop_sequences:
+        raise invalid(f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stops)}")
+    if given.get("max_new_tokens") == 0:
+        raise invalid("`max_new_tokens` must be strictly positive")
 
 
 def _samples(given: Mapping[str, Any]) -> bool:
