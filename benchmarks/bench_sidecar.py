@@ -7,6 +7,7 @@ of its own. Ratios are medians over rounds of the ratio within a round, since ne
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -266,6 +267,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="without LiteLLM and Starlette, which need a download")
     parser.add_argument("--output", type=Path, default=Path("build/bench/sidecar.json"))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that the servers are ended too
     try:
         with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
             results = run(arguments, Path(folder))
