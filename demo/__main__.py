@@ -58,7 +58,8 @@ def _run() -> int:
 
 def _prepare() -> Cluster:
     say("a Kubernetes cluster with eight simulated L4 GPUs, Prometheus and Redis")
-    for command in ("up", "images", "addons"):
+    devcluster("up", "--gpu-product", "NVIDIA-L4", "--gpus", "8")
+    for command in ("images", "addons"):
         devcluster(command)
     kubeconfig, kubectl, helm = devcluster("kubeconfig"), devcluster("tool", "kubectl"), devcluster("tool", "helm")
     cluster = Cluster(kubeconfig.strip(), kubectl.strip(), helm.strip())
