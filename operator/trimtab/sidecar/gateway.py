@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import monotonic, time
 from typing import Any
 
@@ -180,7 +181,14 @@ class Gateway:
         if flight.key is not None:
             self.unsettled_by_key[flight.key.digest] = flight
         if len(self.unsettled) == 1:
-            self.loop.call_later(SETTLE_DELAY, self.settle_all)
+            self.loop.call_later(SETTLE_DELAY, self._settle_next)
+
+    def _settle_next(self) -> None:
+        """A few answers a turn: a long stream takes milliseconds to check, and many may end together."""
+        for flight in list(islice(self.unsettled, 1 + len(self.unsettled) // 8)):
+            flight.settle()
+        if self.unsettled:
+            self.loop.call_later(0, self._settle_next)
 
     def settled(self, flight: Flight) -> None:
         """A flight has been kept and measured."""

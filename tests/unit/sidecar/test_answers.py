@@ -440,3 +440,13 @@ async def test_what_is_remembered_is_bounded(engine: Engine, sidecar: Sidecar, m
     hits = sidecar.gateway.hits
     assert len(hits._whole) < 10
     assert sum(map(len, hits._maps.values())) < 10
+
+
+async def test_many_answers_at_one_time_are_all_kept(engine: Engine, sidecar: Sidecar) -> None:
+    bodies = [{"inputs": f"question {number}", "parameters": {}} for number in range(100)]
+    await asyncio.gather(*(sidecar.post("/generate", body) for body in bodies))
+    async with asyncio.timeout(5):
+        while sidecar.gateway.unsettled:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert not sidecar.gateway.unsettled_by_key
+    assert (await sidecar.metrics())["trimtab_cache_entries"] == 100
