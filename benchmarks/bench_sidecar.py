@@ -22,6 +22,8 @@ from sidecar_bench.upstream import ANSWER
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 CONNECTIONS = (16, 64)
+BLOCK = 50
+"""Misses asked of one contestant before it is the next one's turn."""
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -79,14 +81,14 @@ def measure_misses(servers: list[Server], samples: int, core: int, tag: str) -> 
     callers = {server.name: Caller(server) for server in servers}
     times: dict[str, dict[str, list[float]]] = {s.name: {"json": [], "sse": []} for s in servers}
     with on_core(core):
-        for number in range(samples):
+        for block in range(max(samples // BLOCK, 2)):
             for name, caller in callers.items():
-                text = f"{tag} {name} {number} "
-                elapsed_json = caller.json(chat_body(text))
-                elapsed_sse = caller.stream(chat_body(text, stream=True))
-                if number >= samples // 10:  # the first ones warm up
-                    times[name]["json"].append(elapsed_json * 1e6)
-                    times[name]["sse"].append(elapsed_sse * 1e6)
+                for kind, ask in (("json", caller.json), ("sse", caller.stream)):
+                    for number in range(BLOCK):
+                        text = f"{tag} {name} {kind} {block} {number} "
+                        elapsed = ask(chat_body(text, stream=kind == "sse"))
+                        if block and number >= BLOCK // 5:  # the first ones warm up what the others have displaced
+                            times[name][kind].append(elapsed * 1e6)
     for caller in callers.values():
         caller.close()
     base = times[servers[0].name]
