@@ -95,13 +95,14 @@ def _learn_spread(spread: dict[str, float], key: str, measured: float | None, me
 
 def _learn_load(observation: Observation, objectives: Objectives, memory: Memory) -> Memory:
     limit = memory.limit or observation.limit or objectives.planned_limit
-    need = need_of(observation, model_of(memory, objectives), limit)
+    model = model_of(memory, objectives)
+    need = need_of(observation, model, limit)
     if need is None:
         return memory
     cold = memory.cold_start_s or objectives.cold_start_s
     rehearsal = memory.rehearsal
     if rehearsal is None or abs(rehearsal.cold_start_s - cold) > COLD_START_CHANGE * rehearsal.cold_start_s:
-        rehearsal = restart(rehearsal, objectives.tick_s, cold, slack_of(objectives))
+        rehearsal = restart(rehearsal, objectives.tick_s, cold, slack_of(objectives, model, limit))
     late = any((worst_ratio(observation, objectives, metric) or 0.0) > 1.0 for metric in ("ttft", "tpot", "latency"))
     boost = _boost(observation, memory.boost, need, late)
     rehearsal, policy = choose(observe(rehearsal, need * boost, late), percentile_of(objectives))

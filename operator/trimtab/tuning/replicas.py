@@ -10,6 +10,7 @@ from trimtab.tuning.types import Objectives, Observation
 DEFAULT_PERCENTILE, MAX_PERCENTILE = 0.95, 0.99
 DEFAULT_TTFT_SLACK_S = 2.0
 SLACK_SHARE = 0.5
+BATCH_SLACK_SHARE, MAX_BATCH_SLACK_S = 0.25, 10.0
 UP_WINDOW_S = 120.0
 DOWN_BAND = 0.35
 """Replicas that must be spare beyond a whole one before one is given up: keeps noise from moving anything."""
@@ -34,9 +35,15 @@ def percentile_of(objectives: Objectives) -> float:
     return min(max(stated, default=DEFAULT_PERCENTILE), MAX_PERCENTILE)
 
 
-def slack_of(objectives: Objectives) -> float:
-    """Seconds that a request may wait for a place before its first token is late."""
-    return max(min(objectives.slo.ttft.values(), default=DEFAULT_TTFT_SLACK_S) * SLACK_SHARE, 0.25)
+def slack_of(objectives: Objectives, model: StepModel | None, limit: float | None) -> float:
+    """Seconds of work that may pile up before a first token is late.
+
+    What arrives beyond the mean first fills the batches, which are seldom full: half of a request's time at the
+    limit, of which half is counted. Then it may wait for a share of the objective.
+    """
+    waiting = min(objectives.slo.ttft.values(), default=DEFAULT_TTFT_SLACK_S) * SLACK_SHARE
+    filling = BATCH_SLACK_SHARE * model.latency(limit) if model is not None and limit else 0.0
+    return max(waiting + min(filling, MAX_BATCH_SLACK_S), 0.25)
 
 
 def staffed(offered: float, limit: float) -> float:
