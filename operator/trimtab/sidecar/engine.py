@@ -16,19 +16,20 @@ MAX_HEAD = 64 * 1024
 class ResponseHead:
     """Status line and fields of an answer."""
 
-    __slots__ = ("chunked", "headers", "length", "reason", "status")
+    __slots__ = ("chunked", "headers", "length", "low", "reason", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []  # names as sent
+        self.low: list[tuple[bytes, bytes]] = []  # names in lower case
         self.length: int | None = None
         self.chunked = False
 
     def get(self, name: bytes) -> bytes | None:
         """Value of the first field with this lower-case name."""
-        for found, value in self.headers:
-            if found.lower() == name:
+        for found, value in self.low:
+            if found == name:
                 return value
         return None
 
@@ -192,8 +193,9 @@ class EngineConnection(asyncio.Protocol):
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
             raise ValueError("the head is too long")
-        self._head.headers.append((name, value))
         low = name.lower()
+        self._head.headers.append((name, value))
+        self._head.low.append((low, value))
         if low == b"content-length":
             self._head.length = int(value)
         elif low == b"transfer-encoding":

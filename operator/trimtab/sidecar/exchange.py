@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+_MISS = forward_status(b"uri-miss")
 _MAX_LAG = 1024 * 1024
 
 
@@ -139,7 +140,7 @@ class Exchange:
             flight.join(self)
             return
         self.cache = "miss"
-        self.extra += forward_status(b"uri-miss")
+        self.extra += _MISS
         self._fly(key, shared=True)
 
     def _fly(self, key: Key | None, *, shared: bool = False) -> None:

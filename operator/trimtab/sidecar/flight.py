@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Collection
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -331,10 +332,9 @@ class Flight:
         make = self.gateway.parts.make_entry
         if make is None:
             return
-        low = [(name.lower(), value) for name, value in head.headers]
         ttl = self.gateway.config.cache.exact.ttl_seconds
         try:
-            entry = make(self.call, head.status, low, b"".join(self.recorded), now=created, ttl=ttl)
+            entry = make(self.call, head.status, head.low, b"".join(self.recorded), now=created, ttl=ttl)
             if isinstance(entry, Rejected):
                 self.gateway.metrics.not_stored.add(entry.reason)
             else:
@@ -379,11 +379,13 @@ def _total(head: ResponseHead) -> float | None:
 
 
 def _fields(head: ResponseHead) -> bytes:
-    dropped = set(HOP_BY_HOP)
-    for name, value in head.headers:
-        if name.lower() == b"connection":
-            dropped.update(token.strip().lower() for token in value.split(b","))
+    dropped: Collection[bytes] = HOP_BY_HOP
+    for name, value in head.low:
+        if name == b"connection":
+            dropped = {*dropped, *(token.strip().lower() for token in value.split(b","))}
     reason = head.reason or REASONS.get(head.status, "").encode()
     lines = [b"HTTP/1.1 %d %s" % (head.status, reason)]
-    lines += [name + b": " + value for name, value in head.headers if name.lower() not in dropped]
-    return b"\r\n".join(lines) + b"\r\n"
+    named = zip(head.low, head.headers, strict=True)
+    lines += [name + b": " + value for (low, _), (name, value) in named if low not in dropped]
+    lines.append(b"")
+    return b"\r\n".join(lines)

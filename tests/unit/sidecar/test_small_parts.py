@@ -80,7 +80,7 @@ def test_quotes_within_a_text_are_no_usage() -> None:
 
 def _head(**fields: str) -> ResponseHead:
     head = ResponseHead()
-    head.headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
+    head.headers = head.low = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
     return head
 
 
