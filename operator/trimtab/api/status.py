@@ -155,6 +155,8 @@ class Calibration(ApiModel):
     """Time added by each sequence of the batch."""
     per_kv_token_ms: float
     """Time added by each token in the KV cache."""
+    per_prefill_token_ms: float | None = None
+    """Time added by each prompt token in the same pass."""
     samples: int
     """Number of measurements behind them."""
 

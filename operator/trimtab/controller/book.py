@@ -3,11 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from trimtab.api.status import MAX_DECISIONS
+from trimtab.api.status import Calibration as Stored
 from trimtab.controller.decided import Decided, recall
 from trimtab.controller.objects import Key, Manifest
 from trimtab.controller.reasons import Finding
 from trimtab.controller.status import NOT_MEASURED
+from trimtab.plan.from_spec import calibrations_of
+from trimtab.plan.types import Calibration
+
+MAX_CALIBRATIONS = 16
+"""More would not fit well into the annotation that keeps them with a choice."""
 
 
 def settle(known: Finding | None, found: Finding, *, refresh: bool = False) -> Finding:
@@ -78,9 +86,28 @@ class Book:
             self.records[key] = record
         return record
 
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """Speeds measured on the deployments that run, one a key: that with the most samples; ordered by key."""
+        best: dict[str, Calibration] = {}
+        for record in self.records.values():
+            found = calibration_of(record.calibration)
+            if found is not None and (found.key not in best or found.samples > best[found.key].samples):
+                best[found.key] = found
+        return tuple(best[key] for key in sorted(best))[:MAX_CALIBRATIONS]
+
     def forget(self, key: Key) -> None:
         """The resource is gone."""
         self.records.pop(key, None)
+
+
+def calibration_of(stored: dict[str, Any] | None) -> Calibration | None:
+    """What `status.calibration` says; None when there is none, or none that can be read."""
+    if stored is None:
+        return None
+    try:
+        return calibrations_of(Stored.model_validate(stored))[0]
+    except ValidationError:
+        return None
 
 
 def _recall_findings(record: Record, status: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from trimtab.api.spec import LLMDeploymentSpec
 from trimtab.controller.difference import fingerprint
 from trimtab.controller.objects import DECIDED_ANNOTATION, Manifest, owner_uids
+from trimtab.plan.types import Calibration
 from trimtab.resources.sidecar_config import LiveSettings
 
 
@@ -26,15 +27,21 @@ class Choice:
     gpus_per_replica: int
     quantization: str
     kv_dtype: str
+    calibrations: tuple[Calibration, ...] = ()
+    """Measured speeds that were known then. They stay with the choice: what is measured later changes later plans,
+    never the command line of pods that run."""
 
     def to_json(self) -> dict[str, Any]:
         """For the record."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "calibrations"}
+        return {**plain, **({"calibrations": [asdict(one) for one in self.calibrations]} if self.calibrations else {})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """From the record; raises KeyError when something is missing."""
-        return cls(**{name: value[name] for name in cls.__slots__})
+        measured = tuple(Calibration(**one) for one in value.get("calibrations") or ())
+        plain = {name: value[name] for name in cls.__slots__ if name != "calibrations"}
+        return cls(**plain, calibrations=measured)
 
 
 def asked_of(spec: LLMDeploymentSpec) -> str:

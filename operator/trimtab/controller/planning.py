@@ -15,11 +15,12 @@ from trimtab.controller.seams import Planned
 from trimtab.engines.registry import ENGINES, get_engine
 from trimtab.plan.from_spec import NodeGpus
 from trimtab.plan.planner import plan_spec
-from trimtab.plan.types import PlanResult, ServingPlan
+from trimtab.plan.types import Calibration, PlanResult, ServingPlan
 from trimtab.resources.placement import PRODUCT_LABELS
 from trimtab.resources.sidecar_config import LiveSettings, live_config
 
 _REMEMBERED = 2048
+_Question = tuple[str, frozenset[NodeGpus] | None, tuple[Calibration, ...]]
 _GPU_RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
 
 
@@ -49,10 +50,16 @@ class CachedPlanner:
         self._catalogue = catalogue
         self._nodes_known = nodes_known
         self._finder = finder
-        self._results: OrderedDict[tuple[str, frozenset[NodeGpus] | None], PlanResult] = OrderedDict()
+        self._results: OrderedDict[_Question, PlanResult] = OrderedDict()
 
     def plan(
-        self, spec: LLMDeploymentSpec, nodes: Sequence[Manifest], choice: Choice | None, *, serving: bool
+        self,
+        spec: LLMDeploymentSpec,
+        nodes: Sequence[Manifest],
+        choice: Choice | None,
+        *,
+        serving: bool,
+        calibrations: tuple[Calibration, ...] = (),
     ) -> Planned:
         if spec.engine.type.value not in ENGINES:
             known = ", ".join(sorted(ENGINES))
@@ -63,20 +70,21 @@ class CachedPlanner:
             return Planned(None, problem=problem, pending=facts.pending)
         asked = asked_of(spec)
         seen = gpus_of(nodes, spec.hardware.node_selector) if self._nodes_known else None
-        fresh = self._result(spec, seen, facts)
         kept = choice if choice is not None and choice.asked == asked else None
-        if kept is None or (fresh.plan is not None and _choice(asked, fresh.plan) == kept):
-            return _planned(asked, fresh)
+        measured = calibrations if kept is None else kept.calibrations
+        fresh = self._result(spec, seen, facts, measured)
+        if kept is None or (fresh.plan is not None and _choice(asked, fresh.plan, measured) == kept):
+            return _planned(asked, fresh, measured)
         still_there = seen is None or any(node.product == kept.gpu for node in seen)
         if not (serving or still_there):
-            return _planned(asked, fresh)
+            return _planned(asked, fresh, measured)
         # The nodes' GPUs are left out: whether the kept ones are free is the scheduler's question.
         pinned_nodes = None if seen is None else frozenset({NodeGpus(kept.gpu, kept.gpus_per_replica)})
-        pinned = self._result(_pinned(spec, kept), pinned_nodes, facts)
+        pinned = self._result(_pinned(spec, kept), pinned_nodes, facts, measured)
         if pinned.plan is None:
-            return _planned(asked, pinned if serving else fresh)
+            return _planned(asked, pinned if serving else fresh, measured)
         # Recorded under the original question: asked again tomorrow, the choice must still be found.
-        return _planned(asked, pinned, instead_of=fresh.plan)
+        return _planned(asked, pinned, measured, instead_of=fresh.plan)
 
     def _facts(self, spec: LLMDeploymentSpec) -> ModelFacts | Missing | None:
         """Facts from outside the catalogue; None: not needed or not to be had."""
@@ -88,13 +96,17 @@ class CachedPlanner:
         return self._finder.find(name, spec.model.revision)
 
     def _result(
-        self, spec: LLMDeploymentSpec, nodes: frozenset[NodeGpus] | None, facts: ModelFacts | None
+        self,
+        spec: LLMDeploymentSpec,
+        nodes: frozenset[NodeGpus] | None,
+        facts: ModelFacts | None,
+        calibrations: tuple[Calibration, ...],
     ) -> PlanResult:
-        key = (asked_of(spec), nodes)
+        key = (asked_of(spec), nodes, calibrations)
         known = self._results.get(key)
         if known is None:
             ordered = None if nodes is None else sorted(nodes, key=lambda node: (node.product, node.count))
-            known = self._results[key] = plan_spec(spec, self._catalogue, ordered, facts)
+            known = self._results[key] = plan_spec(spec, self._catalogue, ordered, facts, calibrations)
             if len(self._results) > _REMEMBERED:
                 self._results.popitem(last=False)
         else:
@@ -102,7 +114,7 @@ class CachedPlanner:
         return known
 
 
-def _choice(asked: str, plan: ServingPlan) -> Choice:
+def _choice(asked: str, plan: ServingPlan, calibrations: tuple[Calibration, ...]) -> Choice:
     option = plan.option
     return Choice(
         asked=asked,
@@ -111,6 +123,7 @@ def _choice(asked: str, plan: ServingPlan) -> Choice:
         gpus_per_replica=option.gpus_per_replica,
         quantization=option.quantization,
         kv_dtype=option.kv_dtype,
+        calibrations=calibrations,
     )
 
 
@@ -129,7 +142,9 @@ def _pinned(spec: LLMDeploymentSpec, choice: Choice) -> LLMDeploymentSpec:
     return spec.model_copy(update=updates)
 
 
-def _planned(asked: str, result: PlanResult, instead_of: ServingPlan | None = None) -> Planned:
+def _planned(
+    asked: str, result: PlanResult, calibrations: tuple[Calibration, ...], instead_of: ServingPlan | None = None
+) -> Planned:
     plan = result.plan
     if plan is None:
         sentences = "; ".join(error.sentence() for error in result.errors)
@@ -139,7 +154,7 @@ def _planned(asked: str, result: PlanResult, instead_of: ServingPlan | None = No
         kept = (f"kept because it was chosen before; planned afresh it would be {instead_of.option.label}",)
     return Planned(
         plan,
-        choice=_choice(asked, plan),
+        choice=_choice(asked, plan, calibrations),
         summary=f"{plan.option.label}: {'; '.join((*kept, *plan.option.reasons[:1]))}".rstrip(": "),
         report=plan_report(plan, result, kept),
         first_limit=int(live_config(plan, LiveSettings())["maxInFlight"]),

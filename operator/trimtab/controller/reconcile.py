@@ -137,7 +137,8 @@ class Reconciler:
         except InvalidSpecError as invalid:
             return Wanted(invalid=str(invalid), replicas=observed.deployment_replicas, live=record.decided.live)
         serving = view_pods(observed.pods).ready > 0
-        planned = self._planner.plan(spec, observed.nodes, record.decided.choice, serving=serving)
+        choice, measured = record.decided.choice, self._book.calibrations()
+        planned = self._planner.plan(spec, observed.nodes, choice, serving=serving, calibrations=measured)
         if planned.problem:
             return Wanted(spec, planned=planned, replicas=observed.deployment_replicas, live=record.decided.live)
         record.decided = Decided(record.decided.replicas, record.decided.live, planned.choice)

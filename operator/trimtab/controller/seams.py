@@ -8,7 +8,7 @@ from trimtab.api.spec import LLMDeploymentSpec
 from trimtab.controller.decided import Choice
 from trimtab.controller.objects import Manifest
 from trimtab.engines.base import FailurePattern
-from trimtab.plan.types import ServingPlan
+from trimtab.plan.types import Calibration, ServingPlan
 from trimtab.resources.sidecar_config import LiveSettings
 
 
@@ -38,9 +38,15 @@ class Planner(Protocol):
     """Plans and remembers plans; asking twice for the same costs nothing."""
 
     def plan(
-        self, spec: LLMDeploymentSpec, nodes: Sequence[Manifest], choice: Choice | None, *, serving: bool
+        self,
+        spec: LLMDeploymentSpec,
+        nodes: Sequence[Manifest],
+        choice: Choice | None,
+        *,
+        serving: bool,
+        calibrations: tuple[Calibration, ...] = (),
     ) -> Planned:
-        """The plan for a spec.
+        """The plan for a spec; `calibrations` are speeds measured on deployments that run, for a new choice.
 
         An earlier choice for the same question stands as long as it can work. When it cannot and pods are `serving`
         with it, there is no plan rather than another one: losing sight of a node must not restart what runs.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from trimtab.api.errors import InvalidSpecError
 from trimtab.api.resource import parse_spec
 from trimtab.api.spec import LLMDeploymentSpec
-from trimtab.controller.book import Book, Record, settle
+from trimtab.controller.book import Book, Record, calibration_of, settle
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.clock import Clock, rfc3339
 from trimtab.controller.decided import clamp_replicas
@@ -26,7 +26,9 @@ from trimtab.controller.pods import view_pods
 from trimtab.controller.reasons import Finding, Reason
 from trimtab.controller.report import Note
 from trimtab.controller.seams import Planned, Planner
+from trimtab.plan.types import ServingPlan
 from trimtab.telemetry.prometheus import TelemetryUnavailableError
+from trimtab.tuning.calibrate import calibrate, rebase
 from trimtab.tuning.decide import decide
 from trimtab.tuning.memory import Memory
 from trimtab.tuning.objectives import build_objectives
@@ -142,7 +144,9 @@ class TuningLoop:
                 continue
             deployment = next((child for ref, child in self._cache.children(key) if ref.kind == DEPLOYMENT), None)
             record = self._book.open(key, resource, deployment)
-            planned = self._planner.plan(spec, self._cache.nodes(), record.decided.choice, serving=True)
+            measured = self._book.calibrations()
+            choice = record.decided.choice
+            planned = self._planner.plan(spec, self._cache.nodes(), choice, serving=True, calibrations=measured)
             if planned.problem:
                 # What runs belongs to an older spec: it is left as it is.
                 continue
@@ -163,12 +167,14 @@ class TuningLoop:
         observation = self._with_pods(subject, found or Observation(time=now))
         objectives = build_objectives(spec, subject.planned.plan, tick_s=self._interval)
         memory = record.memory if isinstance(record.memory, Memory) else _first_memory(record)
+        memory = rebase(memory, objectives.step)
         # It may take a while: neither visits nor the lease must wait for it.
         decisions, record.memory = await asyncio.to_thread(decide, observation, objectives, memory, now)
         before = _state(record)
         for decision in decisions:
             await self._carry_out(subject, decision)
         _write_effects(record)
+        record.calibration = _calibrated(record, subject.planned.plan)
         measured = observed_status(observation, subject.planned, rfc3339(self._clock.now()))
         refresh = measured is not None and (worth_telling(record.observed, measured) or bool(decisions))
         if refresh:
@@ -221,7 +227,26 @@ def _state(record: Record) -> tuple[object, ...]:
         record.observed,
         record.decisions,
         record.decided,
+        record.calibration,
     )
+
+
+def _calibrated(record: Record, plan: ServingPlan | None) -> dict[str, Any] | None:
+    """`status.calibration` after a tick."""
+    if plan is None:
+        return record.calibration
+    known = calibration_of(record.calibration)
+    found = calibrate(record.memory, plan.calibration_key, known)
+    if found is None or found == known:
+        return record.calibration
+    return {
+        "key": found.key,
+        "constMs": found.const_ms,
+        "perSequenceMs": found.per_sequence_ms,
+        "perKvTokenMs": found.per_kv_token_ms,
+        "perPrefillTokenMs": found.per_prefill_token_ms,
+        "samples": found.samples,
+    }
 
 
 def metrics_finding(observation: Observation, hold: Finding | None) -> Finding:

@@ -75,6 +75,7 @@ def calibrations_of(status: Status | None) -> tuple[Calibration, ...]:
             const_ms=status.const_ms,
             per_sequence_ms=status.per_sequence_ms,
             per_kv_token_ms=status.per_kv_token_ms,
+            per_prefill_token_ms=status.per_prefill_token_ms,
             samples=status.samples,
         ),
     )

@@ -6,6 +6,7 @@ telemetry reads back from Prometheus, and holds what runs until it has seen enou
 
 from dataclasses import dataclass, field
 
+from trimtab.plan.types import StepCoefficients
 from trimtab.tuning.rehearsal import Policy, Rehearsal
 from trimtab.tuning.steptime import StepFit
 from trimtab.tuning.types import Effect, Expectation, Hold, Lever
@@ -25,6 +26,8 @@ class Memory:
     """Everything that outlives a tick."""
 
     fit: StepFit = field(default_factory=StepFit)
+    fit_of: StepCoefficients | None = None
+    """The coefficients that `fit` corrects."""
     input_tokens: float | None = None
     """Smoothed prompt length of requests that reach the engines."""
     output_tokens: float | None = None

@@ -12,6 +12,7 @@ from trimtab.catalog.catalogue import load_catalogue
 from trimtab.controller.decided import Choice, Decided, asked_of, clamp_live, clamp_replicas, recall
 from trimtab.controller.planning import CachedPlanner, gpus_of
 from trimtab.plan.from_spec import NodeGpus
+from trimtab.plan.types import Calibration
 from trimtab.resources.sidecar_config import LiveSettings
 
 SPEC = {"model": {"id": "meta-llama/Llama-3.1-8B-Instruct"}, "slo": {"tpot": {"p95": "40ms"}}}
@@ -159,3 +160,32 @@ def test_the_live_limit_starts_at_the_plan_and_stays_within_the_limits() -> None
     assert clamp_live(spec, LiveSettings(), 32).max_in_flight == 32
     assert clamp_live(spec, LiveSettings(), 500).max_in_flight == 64
     assert clamp_live(spec, LiveSettings(max_in_flight=1), 32).max_in_flight == 4
+
+
+def test_a_measured_speed_replaces_the_estimate_in_a_new_choice_and_never_in_one_that_stands(
+    planner: CachedPlanner,
+) -> None:
+    nodes = [_node(L4)]
+    alone = {"quantization": "none", "hardware": {"gpusPerReplica": 1}, "slo": {"tpot": {"p95": "200ms"}}}
+    spec = parse_spec({**SPEC, **alone})
+    before = planner.plan(spec, nodes, None, serving=False)
+    assert before.plan is not None and before.plan.estimate
+    step = before.plan.step
+    measured = Calibration(
+        before.plan.calibration_key,
+        const_ms=step.const_ms * 1.5,
+        per_sequence_ms=step.per_sequence_ms,
+        per_kv_token_ms=step.per_kv_token_ms,
+        samples=40,
+    )
+    new = planner.plan(spec, nodes, None, serving=False, calibrations=(measured,))
+    assert new.plan is not None and new.choice is not None
+    assert new.choice.calibrations == (measured,)
+    assert Choice.from_json(new.choice.to_json()) == new.choice
+    assert not new.plan.estimate
+    assert new.plan.step.const_ms == measured.const_ms
+    assert new.plan.requests_per_second < before.plan.requests_per_second
+    standing = planner.plan(spec, nodes, before.choice, serving=True, calibrations=(measured,))
+    assert standing.plan == before.plan
+    again = planner.plan(spec, nodes, new.choice, serving=True, calibrations=())
+    assert again.plan == new.plan

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from tests.unit.controller.fakes.world import KEY, World
 
+from trimtab.catalog.catalogue import load_catalogue
 from trimtab.controller.decided import Decided
 from trimtab.controller.events import Events
 from trimtab.controller.metrics import Metrics
 from trimtab.controller.objects import LLM_DEPLOYMENT, Key, Ref
+from trimtab.controller.planning import CachedPlanner
 from trimtab.controller.tuning_loop import UNSET, TuningLoop
 from trimtab.telemetry.prometheus import TelemetryUnavailableError
 from trimtab.tuning.types import Observation, Percentiles
@@ -277,3 +279,32 @@ async def test_an_infeasible_spec_is_not_tuned() -> None:
     bench.world.planner.problem = "nothing fits"
     await bench.ticks(6)
     assert "decisions" not in bench.world.status()
+
+
+async def test_a_measured_speed_is_kept_in_status_across_restarts_and_moves_no_pod() -> None:
+    world = World()
+    world.planner = CachedPlanner(load_catalogue(), nodes_known=False)  # type: ignore[assignment]
+    world.start()
+    bench = Bench(world)
+    bench.observer.answer = {("team", "chat"): _busy()}
+    spec = {
+        **SPEC,
+        "model": {"id": "meta-llama/Llama-3.1-8B-Instruct"},
+        "hardware": {"gpuProducts": ["NVIDIA-L4"], "gpusPerReplica": 1},
+        "quantization": "none",
+        "slo": {"tpot": {"p95": "150ms"}},
+    }
+    await bench.start(spec)
+    template = world.deployment()["spec"]["template"]
+    await bench.ticks(5)
+    assert "calibration" not in world.status()
+    await bench.ticks(30)
+    measured = world.status()["calibration"]
+    assert measured["samples"] >= 20
+    assert measured["key"].startswith("tgi/meta-llama/Llama-3.1-8B-Instruct/none/1xL4")
+    assert world.deployment()["spec"]["template"] == template
+    world.start()
+    await world.visit()
+    assert world.status()["calibration"] == measured
+    assert [found.key for found in world.book.calibrations()] == [measured["key"]]
+    assert world.deployment()["spec"]["template"] == template

@@ -30,6 +30,7 @@ from trimtab.controller.objects import (
 )
 from trimtab.controller.reconcile import Reconciler
 from trimtab.controller.seams import Planned
+from trimtab.plan.types import Calibration
 from trimtab.resources.identity import Owner
 from trimtab.resources.identity import metadata as child_metadata
 from trimtab.resources.sidecar_config import LiveSettings
@@ -62,7 +63,13 @@ class FakePlanner:
     asked: list[Choice | None] = field(default_factory=list)
 
     def plan(
-        self, spec: LLMDeploymentSpec, nodes: Sequence[Manifest], choice: Choice | None, *, serving: bool
+        self,
+        spec: LLMDeploymentSpec,
+        nodes: Sequence[Manifest],
+        choice: Choice | None,
+        *,
+        serving: bool,
+        calibrations: tuple[Calibration, ...] = (),
     ) -> Planned:
         self.asked.append(choice)
         if self.problem:
