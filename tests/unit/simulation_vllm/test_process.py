@@ -177,6 +177,16 @@ def test_a_client_that_leaves_frees_its_place(process):
     assert found[labelled("vllm:num_requests_running")] == 0
 
 
+def test_the_server_needs_only_the_simulators_extra():
+    """Its image carries the base dependencies and the `simulator` extra, nothing else."""
+    elsewhere = "numpy kopf kubernetes rich huggingface_hub tokenizers redis prometheus_api_client"
+    program = (
+        f"import sys\nsys.modules |= dict.fromkeys({elsewhere!r}.split())\nimport trimtab.simulation.vllm.__main__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_sigterm_breaks_off_what_runs(process):
     running, url = serving(process)
     with ask(url, "/v1/completions", model=MODEL, prompt="a", max_tokens=2000, stream=True) as response:

@@ -32,7 +32,8 @@ def start(args: list[str], env: Mapping[str, str]) -> Launched:
     launched = launch(arguments, env, model, find_gpu(env))
     settings, times = launched.settings, launched.times
     tokens = settings.num_gpu_blocks * settings.block_size
-    log(f"Chunked prefill is enabled with max_num_batched_tokens={settings.max_num_batched_tokens}.")
+    if settings.chunked_prefill:
+        log(f"Chunked prefill is enabled with max_num_batched_tokens={settings.max_num_batched_tokens}.")
     log(f"GPU KV cache size: {tokens:,} tokens")
     log(
         f"Maximum concurrency for {settings.max_model_len:,} tokens per request: {tokens / settings.max_model_len:.2f}x"
