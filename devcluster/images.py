@@ -20,6 +20,7 @@ PROJECT_IMAGES = {
     "docker.io/trimtab/operator:dev": ("operator", "operator.txt"),
     "docker.io/trimtab/sidecar:dev": ("sidecar", "sidecar.txt"),
     "docker.io/trimtab/tgi-sim:dev": ("tgi-sim", "simulator.txt"),
+    "docker.io/trimtab/vllm-sim:dev": ("vllm-sim", "simulator.txt"),
 }
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 ADDON_PACKAGES = "prometheus,redis-server,python3-minimal,libpython3-stdlib"

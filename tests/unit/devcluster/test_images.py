@@ -15,7 +15,7 @@ def test_the_sidecars_image_holds_nothing_of_the_package_but_the_sidecar(tmp_pat
     assert (tmp_path / "trimtab" / "sidecar" / "__main__.py").exists()
 
 
-@pytest.mark.parametrize("target", ["operator", "tgi-sim"])
+@pytest.mark.parametrize("target", ["operator", "tgi-sim", "vllm-sim"])
 def test_the_other_images_hold_the_package_without_what_python_left(tmp_path: Path, target: str) -> None:
     images.copy_source(target, tmp_path / "trimtab")
     assert (tmp_path / "trimtab" / "catalog" / "data" / "gpus.json").exists()
