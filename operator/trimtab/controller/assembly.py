@@ -80,7 +80,7 @@ class Operator:
         self._finder = (
             ModelFinder(self._fetch, self.clock, lambda: self._changed(None)) if settings.hub_lookup else None
         )
-        planner = CachedPlanner(_catalogue(settings), nodes_known=settings.watch_nodes, finder=self._finder)
+        planner = CachedPlanner(read_catalogue(settings), nodes_known=settings.watch_nodes, finder=self._finder)
         events = Events(self.kube, self.clock, settings.pod_name, self.metrics.dropped_events.inc)
         self.reconciler = Reconciler(
             kube=self.kube,
@@ -275,7 +275,7 @@ class Operator:
         )
 
 
-def _catalogue(settings: Settings) -> Catalogue:
+def read_catalogue(settings: Settings) -> Catalogue:
     """The bundled catalogue with the user's additions; raises OperatorFailedError when those are wrong."""
     catalogue = load_catalogue()
     if settings.catalogue_file is None:
