@@ -80,10 +80,12 @@ def chat(operator: Any, namespace: str) -> Callable[..., str]:
     return start
 
 
-def _ask(cluster: Any, namespace: str, text: str, tokens: int = 8) -> tuple[dict[str, Any], dict[str, str]]:
+def _ask(
+    cluster: Any, namespace: str, text: str, tokens: int = 8, model: str = "tgi"
+) -> tuple[dict[str, Any], dict[str, str]]:
     address = cluster.get("service", "chat", namespace)["spec"]["clusterIP"]
     body = {
-        "model": "tgi",
+        "model": model,
         "messages": [{"role": "user", "content": text}],
         "temperature": 0,
         "max_tokens": tokens,
@@ -169,4 +171,22 @@ def test_a_spec_that_fits_nowhere_says_so_and_leaves_what_runs_alone(operator: A
     assert "70B" in message
     assert operator.get("deployment", "chat", namespace)["spec"]["template"] == deployment["spec"]["template"]
     answer, _ = _ask(operator, namespace, "still there?")
+    assert answer["usage"]["completion_tokens"] == 8
+
+
+def test_vllm_serves_behind_the_same_sidecar(operator: Any, chat: Callable[..., str]) -> None:
+    engine = {
+        "type": "vllm",
+        "image": "trimtab/vllm-sim:dev",
+        "runAsNonRoot": True,
+        "env": [
+            {"name": "TRIMTAB_SIM_GPU", "value": "L4"},
+            {"name": "TRIMTAB_SIM_BOOT_SECONDS", "value": "1"},
+        ],
+    }
+    # vLLM has no limit on the prompt alone.
+    namespace = chat(engine=engine, context={"maxTotalTokens": 4096})
+    status = operator.get("llmdeployment", "chat", namespace)["status"]
+    assert status["plan"]["engine"].startswith("vllm-")
+    answer, _ = _ask(operator, namespace, "What is a trim tab?", model="meta-llama/Llama-3.1-8B-Instruct")
     assert answer["usage"]["completion_tokens"] == 8
