@@ -1,6 +1,6 @@
 """What the operator keeps of each LLMDeployment in memory between visits; all of it can be recalled after a restart."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,8 +41,8 @@ class Record:
     """`status.observed`."""
     decisions: tuple[dict[str, Any], ...] = ()
     """`status.decisions`, newest first."""
-    calibration: dict[str, Any] | None = None
-    """`status.calibration`."""
+    calibration: Calibration | None = None
+    """The measured speed."""
     memory: Any = None
     """The tuner's own."""
 
@@ -78,7 +78,7 @@ class Book:
                 decided=recall(resource, deployment),
                 observed=status.get("observed"),
                 decisions=tuple(status.get("decisions") or ()),
-                calibration=status.get("calibration"),
+                calibration=_recall_calibration(status.get("calibration")),
             )
             _recall_findings(record, status)
             if self.blind is not None:
@@ -90,7 +90,7 @@ class Book:
         """Speeds measured on the deployments that run, one a key: that with the most samples; ordered by key."""
         best: dict[str, Calibration] = {}
         for record in self.records.values():
-            found = calibration_of(record.calibration)
+            found = record.calibration
             if found is not None and (found.key not in best or found.samples > best[found.key].samples):
                 best[found.key] = found
         return tuple(best[key] for key in sorted(best))[:MAX_CALIBRATIONS]
@@ -100,7 +100,7 @@ class Book:
         self.records.pop(key, None)
 
 
-def calibration_of(stored: dict[str, Any] | None) -> Calibration | None:
+def _recall_calibration(stored: dict[str, Any] | None) -> Calibration | None:
     """What `status.calibration` says; None when there is none, or none that can be read."""
     if stored is None:
         return None
@@ -108,6 +108,14 @@ def calibration_of(stored: dict[str, Any] | None) -> Calibration | None:
         return calibrations_of(Stored.model_validate(stored))[0]
     except ValidationError:
         return None
+
+
+def calibration_status(measured: Calibration | None) -> dict[str, Any] | None:
+    """`status.calibration`."""
+    if measured is None:
+        return None
+    plain = {name: value for name, value in asdict(measured).items() if name in Stored.model_fields}
+    return Stored.model_validate(plain).model_dump(by_alias=True, exclude_none=True)
 
 
 def _recall_findings(record: Record, status: dict[str, Any]) -> None:

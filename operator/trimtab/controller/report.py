@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.api import API_VERSION, KIND
-from trimtab.controller.book import Record
+from trimtab.controller.book import Record, calibration_status
 from trimtab.controller.objects import MANAGED_BY_LABEL, OWNER_LABEL, Manifest
 from trimtab.controller.reasons import ConditionType
 from trimtab.controller.status import Facts, conditions_of
@@ -53,7 +53,7 @@ def build_status(
         "plan": plan,
         "observed": record.observed,
         "decisions": list(record.decisions),
-        "calibration": record.calibration,
+        "calibration": calibration_status(record.calibration),
     }
     return status | {name: value for name, value in optional.items() if value}
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from trimtab.api.errors import InvalidSpecError
 from trimtab.api.resource import parse_spec
 from trimtab.api.spec import LLMDeploymentSpec
-from trimtab.controller.book import Book, Record, calibration_of, settle
+from trimtab.controller.book import Book, Record, settle
 from trimtab.controller.cache import ObjectCache
 from trimtab.controller.clock import Clock, rfc3339
 from trimtab.controller.decided import clamp_replicas
@@ -26,7 +26,6 @@ from trimtab.controller.pods import view_pods
 from trimtab.controller.reasons import Finding, Reason
 from trimtab.controller.report import Note
 from trimtab.controller.seams import Planned, Planner
-from trimtab.plan.types import ServingPlan
 from trimtab.telemetry.prometheus import TelemetryUnavailableError
 from trimtab.tuning.calibrate import calibrate, rebase
 from trimtab.tuning.decide import decide
@@ -134,6 +133,7 @@ class TuningLoop:
 
     def _subjects(self) -> list[Subject]:
         found = []
+        measured = self._book.calibrations()
         for key in self._cache.all_keys():
             resource = self._cache.resource(key)
             if resource is None or "deletionTimestamp" in resource["metadata"]:
@@ -144,7 +144,6 @@ class TuningLoop:
                 continue
             deployment = next((child for ref, child in self._cache.children(key) if ref.kind == DEPLOYMENT), None)
             record = self._book.open(key, resource, deployment)
-            measured = self._book.calibrations()
             choice = record.decided.choice
             planned = self._planner.plan(spec, self._cache.nodes(), choice, serving=True, calibrations=measured)
             if planned.problem:
@@ -174,7 +173,9 @@ class TuningLoop:
         for decision in decisions:
             await self._carry_out(subject, decision)
         _write_effects(record)
-        record.calibration = _calibrated(record, subject.planned.plan)
+        if subject.planned.plan is not None:
+            key = subject.planned.plan.calibration_key
+            record.calibration = calibrate(record.memory, key, record.calibration)
         measured = observed_status(observation, subject.planned, rfc3339(self._clock.now()))
         refresh = measured is not None and (worth_telling(record.observed, measured) or bool(decisions))
         if refresh:
@@ -229,24 +230,6 @@ def _state(record: Record) -> tuple[object, ...]:
         record.decided,
         record.calibration,
     )
-
-
-def _calibrated(record: Record, plan: ServingPlan | None) -> dict[str, Any] | None:
-    """`status.calibration` after a tick."""
-    if plan is None:
-        return record.calibration
-    known = calibration_of(record.calibration)
-    found = calibrate(record.memory, plan.calibration_key, known)
-    if found is None or found == known:
-        return record.calibration
-    return {
-        "key": found.key,
-        "constMs": found.const_ms,
-        "perSequenceMs": found.per_sequence_ms,
-        "perKvTokenMs": found.per_kv_token_ms,
-        "perPrefillTokenMs": found.per_prefill_token_ms,
-        "samples": found.samples,
-    }
 
 
 def metrics_finding(observation: Observation, hold: Finding | None) -> Finding:
